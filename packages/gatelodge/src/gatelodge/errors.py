@@ -13,8 +13,8 @@
 
     KeysUnavailable             keys_unavailable        nothing is known of the credential: try again later
 
-A ``Rejected`` is the presenter's fault and is safe to show to it. ``KeysUnavailable`` is nobody's verdict: answer 503. A
-mistake in calling this package is a ``TypeError`` or ``ValueError`` and never one of these.
+A ``Rejected`` is the presenter's fault and is safe to show to it. ``KeysUnavailable`` is nobody's verdict: answer 503.
+A mistake in calling this package is a ``TypeError`` or ``ValueError`` and never one of these.
 """
 
 from typing import ClassVar
@@ -23,8 +23,8 @@ from typing import ClassVar
 class Rejected(Exception):
     """A credential was judged and refused.
 
-    ``code`` is stable and is what programs branch on; ``detail`` is one sentence for the person who reads the answer. Neither
-    ever holds a part of the credential.
+    ``code`` is stable and is what programs branch on; ``detail`` is one sentence for the person who reads the answer.
+    Neither ever holds a part of the credential.
     """
 
     code: ClassVar[str] = "rejected"

@@ -1,8 +1,9 @@
 """What both sides of the wire must agree on: the shape of an API key, the names of claims, the types of tokens.
 
-An API key reads ``<brand>_<environment>_<pk|ck>_<id>_<secret><checksum>``: ``pk`` for a partner's key, ``ck`` for a company's;
-a public id of 12 Base62 characters; a secret of 30 (178 bits); and the CRC-32 of all that stands before it as 6 Base62
-characters. The checksum is no secret: it lets a typing mistake, or the guess of a scanner, be refused without a look-up.
+An API key reads ``<brand>_<environment>_<pk|ck>_<id>_<secret><checksum>``: ``pk`` for a partner's key, ``ck`` for a
+company's; a public id of 12 Base62 characters; a secret of 30 (178 bits); and the CRC-32 of all that stands before it
+as 6 Base62 characters. The checksum is no secret: it lets a typing mistake, or the guess of a scanner, be refused
+without a look-up.
 """
 
 import re
@@ -30,7 +31,8 @@ _KEY_MAX_LENGTH: Final = 128
 
 # RFC 9068 section 2.1: the `typ` of a session JWT. Both spellings must be accepted, the first is the one we write.
 SESSION_TYPES: Final = ("at+jwt", "application/at+jwt")
-# A pre-generated token without expiry. Its own type keeps the two kinds from ever passing for one another (RFC 8725 3.11).
+# A pre-generated token without expiry. Its own type keeps the two kinds from ever passing for one another (RFC 8725
+# 3.11).
 ACCESS_TYPES: Final = ("JWT",)
 
 TOKEN_MAX_LENGTH: Final = 8192
@@ -46,7 +48,7 @@ class Claim:
     ISSUED_AT: Final = "iat"
     NOT_BEFORE: Final = "nbf"
     EXPIRES_AT: Final = "exp"
-    TOKEN_ID: Final = "jti"
+    TOKEN_ID: Final = "jti"  # noqa: S105 - a claim's name
     CLIENT_ID: Final = "client_id"
     SESSION: Final = "sid"
     ENVIRONMENT: Final = "env"
@@ -93,7 +95,7 @@ class ApiKey:
 
 
 def checksum(text: str) -> str:
-    """The CRC-32 of ``text`` as six Base62 characters, most significant first."""
+    """Give the CRC-32 of ``text`` as six Base62 characters, most significant first."""
     value = zlib.crc32(text.encode("ascii"))
     digits = []
     for _ in range(KEY_CHECKSUM_LENGTH):

@@ -1,0 +1,1 @@
+"""Verify the credentials of a Gatelodge partner API."""
