@@ -13,8 +13,8 @@ from typing import Final, NoReturn
 
 JSON_DEPTH_MAX: Final = 16
 
-_BASE64URL = re.compile(r"[A-Za-z0-9_-]+")
-_TO_STANDARD, _TO_URL = bytes.maketrans(b"-_", b"+/"), bytes.maketrans(b"+/", b"-_")
+# The digits that only standard base64 has, and padding, become a character that no alphabet has.
+_TO_STANDARD, _TO_URL = bytes.maketrans(b"-_+/=", b"+/!!!"), bytes.maketrans(b"+/", b"-_")
 # RFC 4648 3.5, by the number of digits in the last group: the padding it lacks, and the last digits that leave no
 # unused bit set. A group of one digit is never whole.
 _LAST_GROUPS: Final = {
@@ -34,9 +34,12 @@ def encode_base64url(data: bytes) -> bytes:
 def decode_base64url(text: str) -> bytes | None:
     """Read base64url without padding; ``None`` when empty, or when ``encode_base64url`` would write it otherwise."""
     padding, last_digits = _LAST_GROUPS[len(text) % 4]
-    if _BASE64URL.fullmatch(text) is None or text[-1] not in last_digits:
+    if not text or text[-1] not in last_digits:
         return None
-    return a2b_base64(text.encode("ascii").translate(_TO_STANDARD) + padding)
+    try:
+        return a2b_base64(text.encode("ascii").translate(_TO_STANDARD) + padding, strict_mode=True)
+    except ValueError:
+        return None
 
 
 def parse_json_object(data: bytes) -> dict[str, object] | None:

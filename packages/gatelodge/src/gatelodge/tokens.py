@@ -121,7 +121,7 @@ def public_jwk(key: PrivateKey) -> dict[str, str]:
 
 
 def thumbprint(jwk: Mapping[str, object]) -> str:
-    """Give the RFC 7638 SHA-256 thumbprint of ``jwk``, base64url. ``ValueError`` when a member that it covers is missing."""
+    """Give the RFC 7638 SHA-256 thumbprint of ``jwk``. ``ValueError`` when a member that it covers is missing."""
     kty = jwk.get("kty")
     names = _THUMBPRINT_MEMBERS.get(kty) if isinstance(kty, str) else None
     if names is None:
@@ -302,7 +302,7 @@ class TokenRules:
         if not self.issuer or not self.audience:
             raise ValueError("rules need an issuer and an audience")
         # A lone string would be searched for parts of itself by `in`, and nothing but a type checker would say so.
-        if isinstance(self.types, str) or isinstance(self.other_issuers, str):  # type: ignore[redundant-expr]
+        if str in {type(self.types), type(self.other_issuers)}:
             raise TypeError("types and other issuers are collections of strings")
         if not self.types:
             raise ValueError("rules need one type or more")
