@@ -57,7 +57,9 @@ def test_r1_the_public_key_is_no_shared_secret(issuer, secret_of):
     text = f"{signing_input}.{jwt.utils.base64url_encode(mac.finalize()).decode()}"
     assert refusal(issuer, text) is InvalidCredential
     # The same bytes passed off as the key's own algorithm.
-    assert refusal(issuer, text.replace(text.split(".", maxsplit=1)[0], issuer.token().split(".")[0])) is InvalidCredential
+    assert (
+        refusal(issuer, text.replace(text.split(".", maxsplit=1)[0], issuer.token().split(".")[0])) is InvalidCredential
+    )
 
 
 @pytest.fixture(scope="module")

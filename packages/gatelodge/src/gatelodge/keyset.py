@@ -34,6 +34,8 @@ from urllib.request import (
     OpenerDirector,
     ProxyHandler,
     Request,
+    UnknownHandler,
+    getproxies,
 )
 
 from gatelodge.errors import KeysUnavailable
@@ -309,7 +311,10 @@ def https_fetch(*, timeout: float = 5.0, context: ssl.SSLContext | None = None) 
     # Put together by hand: the usual opener would also follow redirects and open file:, ftp: and data: URLs.
     opener = OpenerDirector()
     for handler in (
-        ProxyHandler(),
+        # The environment's proxy sees no more of https than the host's name; plain http to this host must not go that
+        # way.
+        ProxyHandler({scheme: proxy for scheme, proxy in getproxies().items() if scheme == "https"}),
+        UnknownHandler(),
         HTTPHandler(),
         HTTPSHandler(context=context if context is not None else ssl.create_default_context()),
         HTTPErrorProcessor(),

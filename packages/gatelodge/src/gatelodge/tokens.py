@@ -138,7 +138,7 @@ class VerificationKey:
 
     kid: str
     algorithm: str
-    public_key: PublicKey
+    public_key: PublicKey = field(hash=False)  # cryptography's keys can be compared, not hashed
 
     def __post_init__(self) -> None:
         if _KID.fullmatch(self.kid) is None:
