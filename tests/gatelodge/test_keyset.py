@@ -280,6 +280,7 @@ class Fetches:
         self.calls = 0
         self.release = threading.Event()
         self.entered = threading.Event()
+        self.released = 0
 
     def __call__(self, url):
         self.calls += 1
@@ -287,7 +288,9 @@ class Fetches:
         self.entered.set()
         if isinstance(answer, tuple):
             _, answer = answer
-            assert self.release.wait(20)
+            waited_for = self.release.wait(20)
+            self.released += 1
+            assert waited_for
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -407,8 +410,9 @@ async def test_a_slow_old_answer_never_replaces_a_newer_one(issuer, stranger, wa
     fetch, clock = Fetches((..., jwks(issuer)), jwks(stranger)), Clock()
     keys = remote(fetch, clock, timeout=0.05)
     find = keys.find_async if way == "async" else lambda kid: asyncio.to_thread(keys.find, kid)
-    with pytest.raises(KeysUnavailable):  # the first fetch hangs, and is given up
+    with pytest.raises(KeysUnavailable):
         await find(issuer.kid)
+    assert (fetch.calls, fetch.released) == (1, 0)  # given up, though it still hangs
     clock.now += COOLDOWN
     while True:
         with contextlib.suppress(KeysUnavailable):  # a slow machine may need longer than the timeout

@@ -194,6 +194,12 @@ def test_r7_bytes_have_one_base64url(data):
     assert [lead for digit in DIGITS if decode_base64url(lead := text[:-1] + digit) == data] == [text]
 
 
+@pytest.mark.parametrize("junk", ["+", "/", "=", " ", "\n", "!", ".", "é"])
+@pytest.mark.parametrize("frame", ["{}{}{}{}AA", "AA{}{}{}{}AA", "A{}A", "AA{}{}", "{}AAA", "AAA{}{}{}{}A"])
+def test_r7_characters_outside_of_the_alphabet_are_not_skipped(frame, junk):
+    assert decode_base64url(frame.format(*[junk] * 4)) is None
+
+
 @given(st.text(alphabet=DIGITS + "+/= \n\x00é\ud800", max_size=12))
 def test_r7_whatever_is_read_is_written_back_alike(text):
     data = decode_base64url(text)
