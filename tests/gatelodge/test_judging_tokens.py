@@ -57,9 +57,7 @@ def test_r1_the_public_key_is_no_shared_secret(issuer, secret_of):
     text = f"{signing_input}.{jwt.utils.base64url_encode(mac.finalize()).decode()}"
     assert refusal(issuer, text) is InvalidCredential
     # The same bytes passed off as the key's own algorithm.
-    assert (
-        refusal(issuer, text.replace(text.split(".", maxsplit=1)[0], issuer.token().split(".")[0])) is InvalidCredential
-    )
+    assert refusal(issuer, text.replace(text.split(".", maxsplit=1)[0], issuer.token().split(".")[0])) is InvalidCredential
 
 
 @pytest.fixture(scope="module")
@@ -199,9 +197,7 @@ def test_r11_an_audience_may_be_one_of_several(issuer):
 
 
 def test_r11_a_token_of_the_other_environment_is_told_so_before_its_signature_is_looked_at(issuer, stranger):
-    rules = TokenRules.for_sessions(
-        issuer=issuer.url, audience=issuer.url, other_issuers=frozenset({issuer.production})
-    )
+    rules = TokenRules.for_sessions(issuer=issuer.url, audience=issuer.url, other_issuers=frozenset({issuer.production}))
     foreign = issuer.token(iss=issuer.production, aud=issuer.production)
     forged = issuer.compact(issuer.header, issuer.claims(iss=issuer.production), stranger.key)
     for text in [foreign, forged]:
@@ -252,9 +248,7 @@ def test_r12_an_expiry_that_is_no_time_is_invalid_and_not_expired(issuer, value)
     assert refusal(issuer, issuer.token(exp=value)) is InvalidCredential
 
 
-@pytest.mark.parametrize(
-    "number", [b"1e400", b"-1e400", b"NaN", b"Infinity", b"1780086400.0", b"1.7800864e9", b"9" * 400]
-)
+@pytest.mark.parametrize("number", [b"1e400", b"-1e400", b"NaN", b"Infinity", b"1780086400.0", b"1.7800864e9", b"9" * 400])
 def test_r12_an_expiry_that_is_no_whole_number_is_invalid(issuer, number):
     payload = issuer.compact(issuer.header, b'{"exp":%b}' % number)
     with pytest.raises(InvalidCredential):

@@ -366,8 +366,7 @@ async def test_threads_and_coroutines_share_one_fetch(issuer):
     clock.alarm, clock.rang = 20, fetch.release
     keys = remote(fetch, clock, timeout=20.0)
     finds = [
-        asyncio.to_thread(keys.find, issuer.kid) if number % 4 == 0 else keys.find_async(issuer.kid)
-        for number in range(20)
+        asyncio.to_thread(keys.find, issuer.kid) if number % 4 == 0 else keys.find_async(issuer.kid) for number in range(20)
     ]
     assert await asyncio.gather(*finds) == [issuer.verification_key] * 20
     assert fetch.calls == 1
@@ -439,9 +438,7 @@ def test_a_refresh_keeps_nobody_waiting(issuer, stranger):
     assert fetch.calls == 2
 
 
-@pytest.mark.parametrize(
-    "fault", [OSError("down"), b"<html>", b'{"keys":[]}', RuntimeError("a bug of the fetch"), "not bytes"]
-)
+@pytest.mark.parametrize("fault", [OSError("down"), b"<html>", b'{"keys":[]}', RuntimeError("a bug of the fetch"), "not bytes"])
 def test_a_failing_issuer_is_forgiven_until_the_age_is_reached_and_then_nothing_is_believed(issuer, fault, caplog):
     fetch, clock = Fetches(jwks(issuer), *[fault] * 3, jwks(issuer)), Clock()
     keys, begin = remote(fetch, clock), clock.now
@@ -553,9 +550,7 @@ def over_http(origin, **settings):
     return RemoteKeys(origin.url, plain_http="loopback", clock=Clock(), **settings)
 
 
-@pytest.mark.parametrize(
-    "media_type", ["application/jwk-set+json", "application/json", "Application/JSON; charset=utf-8"]
-)
+@pytest.mark.parametrize("media_type", ["application/jwk-set+json", "application/json", "Application/JSON; charset=utf-8"])
 def test_keys_come_over_a_socket(origin, issuer, media_type):
     origin.answer = 200, {"Content-Type": media_type}, jwks(issuer)
     assert over_http(origin).find(issuer.kid) == issuer.verification_key

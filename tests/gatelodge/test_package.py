@@ -55,11 +55,7 @@ def test_the_package_says_that_it_is_typed():
 
 
 def test_the_package_asks_for_two_others_only():
-    names = {
-        re.match(r"[A-Za-z0-9-]+", line)[0]
-        for line in importlib.metadata.requires("gatelodge")
-        if "extra ==" not in line
-    }
+    names = {re.match(r"[A-Za-z0-9-]+", line)[0] for line in importlib.metadata.requires("gatelodge") if "extra ==" not in line}
     assert {name.lower() for name in names} == {"pyjwt", "cryptography"}
 
 
@@ -94,9 +90,7 @@ except ModuleNotFoundError:
 
 
 def test_the_package_works_with_its_two_dependencies_alone():
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", ALONE], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", ALONE], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "alone\n", "")
 
 

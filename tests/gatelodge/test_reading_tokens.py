@@ -248,9 +248,7 @@ def test_r8_ordinary_json_is_read_as_python_reads_it():
     assert parse_json_object(text) == json.loads(text)
 
 
-@pytest.mark.parametrize(
-    ("depth", "good"), [(JSON_DEPTH_MAX - 1, True), (JSON_DEPTH_MAX, True), (JSON_DEPTH_MAX + 1, False)]
-)
+@pytest.mark.parametrize(("depth", "good"), [(JSON_DEPTH_MAX - 1, True), (JSON_DEPTH_MAX, True), (JSON_DEPTH_MAX + 1, False)])
 def test_r8_json_nests_sixteen_deep_and_no_deeper(depth, good):
     text = b'{"a":' * depth + b"1" + b"}" * depth
     assert (parse_json_object(text) is not None) is good
@@ -264,9 +262,7 @@ def test_r8_brackets_are_counted_by_depth_and_not_by_number_and_not_in_text():
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(st.characters(codec="utf-8")),
-        lambda inner: (
-            st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=3)
-        ),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=3),
         max_leaves=8,
     )
 )

@@ -56,9 +56,7 @@ def keys(issuer):
 @pytest.fixture(params=["sync", "async"])
 def verify(request, issuer, keys, clock):
     """Both ways in, and both remembering and forgetful, give the same verdicts."""
-    rules = TokenRules.for_sessions(
-        issuer=issuer.url, audience=issuer.url, other_issuers=frozenset({issuer.production})
-    )
+    rules = TokenRules.for_sessions(issuer=issuer.url, audience=issuer.url, other_issuers=frozenset({issuer.production}))
     verifier = Verifier(keys, rules, clock=clock)
 
     async def call(text):

@@ -97,8 +97,5 @@ def test_a_checksum_is_six_base62_characters(text):
 
 def test_the_checksum_is_the_crc_32_that_everybody_knows():
     """The check value of CRC-32 for these nine digits is 0xCBF43926."""
-    assert (
-        sum(BASE62.index(digit) * 62**place for place, digit in enumerate(reversed(checksum("123456789"))))
-        == 0xCBF43926
-    )
+    assert sum(BASE62.index(digit) * 62**place for place, digit in enumerate(reversed(checksum("123456789")))) == 0xCBF43926
     assert checksum("") == "000000"

@@ -314,9 +314,7 @@ class TokenRules:
             raise ValueError("an issuer is not one of the others")
 
     @classmethod
-    def for_sessions(
-        cls, *, issuer: str, audience: str, leeway: int = 0, other_issuers: frozenset[str] = frozenset()
-    ) -> Self:
+    def for_sessions(cls, *, issuer: str, audience: str, leeway: int = 0, other_issuers: frozenset[str] = frozenset()) -> Self:
         """Rules for the session JWTs that a login or a refresh returns."""
         return cls(issuer, audience, SESSION_TYPES, "expires", leeway, other_issuers)
 
@@ -363,9 +361,7 @@ def read_unverified(text: str) -> UnverifiedToken:
         raise InvalidCredential
     issuer = claims.get(Claim.ISSUER)
     signing_input = text[: match.end(2)].encode("ascii")
-    return UnverifiedToken(
-        kid, algorithm, type_, issuer if isinstance(issuer, str) else None, claims, signing_input, signature
-    )
+    return UnverifiedToken(kid, algorithm, type_, issuer if isinstance(issuer, str) else None, claims, signing_input, signature)
 
 
 # RFC 7515 4.1.11: a `crit` must be understood, and we know no extension; `b64` (RFC 7797) and `zip` would change what
@@ -382,9 +378,7 @@ def issuer_of(text: str) -> str | None:
         return None
 
 
-def verify_token(
-    token: UnverifiedToken, *, key: VerificationKey | None, rules: TokenRules, now: float
-) -> Mapping[str, object]:
+def verify_token(token: UnverifiedToken, *, key: VerificationKey | None, rules: TokenRules, now: float) -> Mapping[str, object]:
     """Judge ``token`` at the instant ``now`` (Unix seconds) and give its claims.
 
     ``key`` is what the key set holds under ``token.kid``. Raises ``WrongEnvironment`` for a token that names another
