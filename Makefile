@@ -1,0 +1,44 @@
+# Bare `make` lists the verbs. Everything that they need is installed into .venv, from hashed requirement files.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+LOCKS := requirements/bootstrap.txt requirements/dev.txt
+PACKAGES := packages/gatelodge packages/gatelodge-server
+
+.PHONY: help setup serve test check bench experiments lock
+
+help:  ## list the verbs
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make .venv with the `gatelodge` command in it
+
+$(STAMP): $(LOCKS) $(PACKAGES:=/pyproject.toml)
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name it with PYTHON=" if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+	@$(BIN)/uv pip install --quiet --require-hashes -r requirements/dev.txt
+	@$(BIN)/uv pip install --quiet --no-build-isolation --no-deps $(PACKAGES:%=-e %)
+	@touch $@
+
+serve: $(STAMP)  ## run the service over HTTPS, with everything that it needs made on the first start
+	@$(BIN)/gatelodge serve $(ARGS)
+
+test: $(STAMP)  ## run every test, against real processes and sockets
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
+
+check: $(STAMP)  ## lint, types, import contracts: under a minute
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet --output-format concise .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+bench: $(STAMP)  ## measure, and print figures and ratios side by side
+	@$(BIN)/python -m bench $(ARGS)
+
+experiments: $(STAMP)  ## prove the promises: crashes, races, broken disks; each with its negative control
+	@$(BIN)/python -m experiments $(ARGS)
+
+lock:  ## bring the hashed requirement files up to date
+	@for name in bootstrap server dev; do $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-header --no-annotate \
+		--universal --python-version 3.11 requirements/$$name.in -o requirements/$$name.txt; done

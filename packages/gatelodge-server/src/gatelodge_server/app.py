@@ -1,0 +1,204 @@
+"""The assembly: settings become parts, parts become the service. The only file that knows every class."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from slugify import slugify
+from starlette.routing import Route, Router
+
+from gatelodge.tokens import TokenRules
+from gatelodge.verify import Verifier
+from gatelodge_server.core.companies import Companies
+from gatelodge_server.core.credentials import Credentials
+from gatelodge_server.core.housekeeping import Housekeeping
+from gatelodge_server.core.model import SECOND, Clock, Entropy
+from gatelodge_server.core.partners import Partners
+from gatelodge_server.core.ports import Store
+from gatelodge_server.core.refresh_tokens import RefreshTokens
+from gatelodge_server.core.sessions import Sessions
+from gatelodge_server.core.signing import SigningKeys
+from gatelodge_server.http import problems
+from gatelodge_server.http.attempts import Attempts
+from gatelodge_server.http.companies import CompanyRoutes
+from gatelodge_server.http.edge import Edge, TrustedProxies
+from gatelodge_server.http.guard import Guard
+from gatelodge_server.http.metadata import MetadataRoutes
+from gatelodge_server.http.openapi import pages
+from gatelodge_server.http.operation import Operation
+from gatelodge_server.http.sessions import SessionRoutes
+from gatelodge_server.log import log
+from gatelodge_server.settings import Settings
+from gatelodge_server.store.migrate import SchemaTooNew, upgrade
+from gatelodge_server.store.sqlite import SqliteDriver, sqlite_engine
+from gatelodge_server.store.store import SqlStore
+from gatelodge_server.vault import MasterKeyFault, MasterKeys, Vault, system_entropy
+
+MASTER_KEY_VARIABLE = "GATELODGE_MASTER_KEY"
+
+
+class StartFault(Exception):
+    """The service cannot be started. The message says what to do."""
+
+
+def system_clock() -> int:
+    """The wall clock, in milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Lodge:
+    """The parts of one deployment, put together. What the command line and the web application share."""
+
+    settings: Settings
+    store: Store
+    vault: Vault
+    clock: Clock
+    credentials: Credentials
+    partners: Partners
+    companies: Companies
+    sessions: Sessions
+    signing_keys: SigningKeys
+    close: Callable[[], Awaitable[None]]
+
+
+def prepare(settings: Settings, environ: Mapping[str, str]) -> bool:
+    """Make what a start needs and does not find: directory, master key, schema. Whether the database is a new one.
+
+    Raises ``StartFault``. A master key is made for an empty database only: a database that has lost its key is not to be
+    opened with another.
+    """
+    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = not settings.database.exists()
+    try:
+        if MASTER_KEY_VARIABLE not in environ and not master_key_path(settings).exists():
+            if not fresh:
+                raise StartFault(
+                    f"{settings.database} is there, but its master key is not: put the key back at "
+                    f"{master_key_path(settings)} or into {MASTER_KEY_VARIABLE}"
+                )
+            MasterKeys.create(master_key_path(settings), system_entropy)
+        engine = sqlite_engine(settings.database)
+        try:
+            upgrade(engine)
+        finally:
+            engine.dispose()
+    except (MasterKeyFault, SchemaTooNew) as fault:
+        raise StartFault(str(fault)) from fault
+    return fresh
+
+
+def master_key_path(settings: Settings) -> Path:
+    """Where the master key is kept, unless it comes from the environment."""
+    return settings.data / "master.key"
+
+
+def load_master_keys(settings: Settings, environ: Mapping[str, str]) -> MasterKeys:
+    """The master keys. Raises ``MasterKeyFault``."""
+    text = environ.get(MASTER_KEY_VARIABLE)
+    if text is None:
+        return MasterKeys.load(master_key_path(settings))
+    return MasterKeys.parse(text.replace(",", "\n"), source=MASTER_KEY_VARIABLE)
+
+
+def assemble(settings: Settings, vault: Vault, *, clock: Clock = system_clock, entropy: Entropy = system_entropy) -> Lodge:
+    """Put the parts together."""
+    driver = SqliteDriver(settings.database, on_fault=lambda kind: log.error("store_unavailable", fault=kind))
+    store = SqlStore(driver)
+    credentials = Credentials(store=store, clock=clock, entropy=entropy, brand=settings.brand, environment=settings.environment)
+    signing_keys = SigningKeys(
+        store=store, sealer=vault, clock=clock, monotonic=time.monotonic, jwt_ttl=settings.lifetimes.jwt_ttl
+    )
+    refresh_tokens = RefreshTokens(
+        brand=settings.brand, environment=settings.environment, make_mac=vault.make_mac, check_mac=vault.check_mac
+    )
+    sessions = Sessions(
+        store=store,
+        credentials=credentials,
+        refresh_tokens=refresh_tokens,
+        signing_keys=signing_keys,
+        digester=vault,
+        clock=clock,
+        entropy=entropy,
+        issuer=settings.public_url,
+        audience=settings.audience,
+        environment=settings.environment,
+        lifetimes=settings.lifetimes,
+    )
+    return Lodge(
+        settings=settings,
+        store=store,
+        vault=vault,
+        clock=clock,
+        credentials=credentials,
+        partners=Partners(store=store, credentials=credentials, clock=clock, slugify=slug_of),
+        companies=Companies(store=store, credentials=credentials, sealer=vault, digester=vault, clock=clock, entropy=entropy),
+        sessions=sessions,
+        signing_keys=signing_keys,
+        close=store.close,
+    )
+
+
+def slug_of(name: str) -> str:
+    """A partner id from a name: lower-case ASCII, digits and hyphens, at most 48 characters."""
+    return str(slugify(name, max_length=48, word_boundary=True))
+
+
+def operations_of(lodge: Lodge) -> Sequence[Operation]:
+    """Everything that is served, in the order of the documentation."""
+    settings = lodge.settings
+    rules = TokenRules.for_sessions(
+        issuer=settings.public_url,
+        audience=settings.audience,
+        other_issuers=settings.other_issuers - {settings.public_url},
+    )
+    guard = Guard(
+        credentials=lodge.credentials,
+        sessions=lodge.sessions,
+        verifier=Verifier(lodge.signing_keys, rules, clock=lambda: lodge.clock() / SECOND),
+        environment=settings.environment,
+    )
+    attempts = Attempts(settings.login_failure_limit)
+    return [
+        *SessionRoutes(sessions=lodge.sessions, guard=guard, attempts=attempts).operations(),
+        *CompanyRoutes(companies=lodge.companies, guard=guard).operations(),
+        *MetadataRoutes(store=lodge.store, signing_keys=lodge.signing_keys).operations(),
+    ]
+
+
+def web_app(lodge: Lodge) -> Edge:
+    """The ASGI application. Its lifespan makes the first signing keys and keeps house."""
+    operations = operations_of(lodge)
+    described = pages(
+        operations,
+        details=problems.details(),
+        environment=lodge.settings.environment,
+        public_url=lodge.settings.public_url,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: object) -> AsyncIterator[None]:
+        await lodge.signing_keys.establish()
+        housekeeping = Housekeeping(
+            store=lodge.store, clock=lodge.clock, on_purged=lambda count: log.info("sessions_purged", count=count)
+        )
+        task = asyncio.create_task(housekeeping.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await lodge.close()
+
+    routes = [Route(operation.path, operation, methods=[operation.method]) for operation in operations]
+    routes += [Route(page.path, page, methods=["GET"]) for page in described]
+    return Edge(
+        operations=operations,
+        router=Router(routes, redirect_slashes=False, lifespan=lifespan),
+        proxies=TrustedProxies(lodge.settings.behind_proxy),
+        boot_id=os.urandom(6).hex(),
+    )

@@ -1,0 +1,53 @@
+"""Housekeeping: what is over and told to nobody any more is deleted, a little at a time, beside everything else.
+
+A session that has ended is kept for a day, so that its holder can be told why. ``store/sessions.py`` decides which are over.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from gatelodge_server.core.model import DAY, Clock, Duration
+from gatelodge_server.core.ports import SessionStore, TrailStore
+from gatelodge_server.core.refusals import Unavailable
+
+ENDED_SESSIONS_KEPT: Final[Duration] = DAY
+_SLICE: Final = 500
+_PAUSE: Final = 0.1
+"""Seconds between two slices: others want to write too."""
+_REST: Final = 60.0
+"""Seconds between two rounds."""
+
+
+class HousekeptStore(SessionStore, TrailStore, Protocol):
+    """What housekeeping needs of a store."""
+
+
+class Housekeeping:
+    """Walks through the sessions for as long as the service runs."""
+
+    def __init__(self, *, store: HousekeptStore, clock: Clock, on_purged: Callable[[int], None]) -> None:
+        self._store = store
+        self._clock = clock
+        self._on_purged = on_purged
+
+    async def run(self) -> None:
+        """Go round until cancelled. What cannot be done now is done in a later round."""
+        while True:
+            with contextlib.suppress(Unavailable):
+                self._on_purged(await self.go_round())
+            await asyncio.sleep(_REST)
+
+    async def go_round(self) -> int:
+        """Look at every session once; how many were deleted."""
+        now = self._clock()
+        await self._store.forget_replays(now=now)
+        deleted, after = 0, None
+        while True:
+            purged = await self._store.purge_sessions(after=after, limit=_SLICE, ended_before=now - ENDED_SESSIONS_KEPT)
+            deleted += purged.deleted
+            if purged.after is None:
+                return deleted
+            after = purged.after
+            await asyncio.sleep(_PAUSE)

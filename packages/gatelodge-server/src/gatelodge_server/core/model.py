@@ -1,0 +1,213 @@
+"""The things of the domain, as they are once stored: frozen, exact, without behaviour beyond what follows from their fields."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, TypeAlias
+from uuid import UUID
+
+from gatelodge.wire import KeyKind
+
+Instant: TypeAlias = int
+"""A moment: whole milliseconds since 1970-01-01T00:00:00Z. Names of instants end in ``_at``."""
+Duration: TypeAlias = int
+"""A length of time in whole milliseconds. Names of durations end in ``_ttl`` or say what they measure."""
+
+Clock: TypeAlias = Callable[[], Instant]
+"""Reads the wall clock. An operation reads it once and hands ``now`` on."""
+Entropy: TypeAlias = Callable[[int], bytes]
+"""Gives so many bytes from the operating system's generator."""
+
+SECOND: Final[Duration] = 1_000
+MINUTE: Final[Duration] = 60 * SECOND
+HOUR: Final[Duration] = 60 * MINUTE
+DAY: Final[Duration] = 24 * HOUR
+
+
+class PartnerStatus(StrEnum):
+    """Where a partner stands. ``DEACTIVATED`` is final."""
+
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+    DEACTIVATED = "deactivated"
+
+
+class Origin(StrEnum):
+    """How a partner came to be: made by a partner manager, or by registering itself."""
+
+    MANAGED = "managed"
+    SELF_SERVICE = "self-service"
+
+
+class EndCause(StrEnum):
+    """Why an API key ends, or ended."""
+
+    EXPIRED = "expired"
+    ROTATED = "rotated"
+    REVOKED = "revoked"
+
+
+class SessionEnd(StrEnum):
+    """Why a session was ended before its time. What its credential or its partner went through is not repeated here."""
+
+    LOGOUT = "logout"
+    REUSE = "reuse"
+    RESTORED = "restored"
+    """A refresh token was newer than the row: the database has been restored from a backup."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partner:
+    """An organisation that calls the API. ``id`` is a slug, unique for ever."""
+
+    id: str
+    name: str
+    contact_email: str
+    tier: str
+    status: PartnerStatus
+    origin: Origin
+    created_at: Instant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompanyDetails:
+    """What a partner says about one of its companies. Every field has been checked; ``None`` is "not said"."""
+
+    company_name: str
+    country: str
+    tax_number: str
+    vat_number: str | None = None
+    language: str | None = None
+    address: str | None = None
+    city: str | None = None
+    state: str | None = None
+    postal_code: str | None = None
+    email: str | None = None
+    user_email: str | None = None
+    iban_number: str | None = None
+    bic_number: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Company:
+    """An end customer that exactly one partner manages."""
+
+    id: UUID
+    partner_id: str
+    details: CompanyDetails
+    created_at: Instant
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """An API key as it is stored: recognisable by its id and masked form, checkable by its digest, never readable again."""
+
+    id: str
+    kind: KeyKind
+    partner_id: str
+    company_id: UUID | None
+    digest: bytes
+    masked: str
+    created_at: Instant
+    ends_at: Instant | None = None
+    end_cause: EndCause | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Whom a credential speaks for."""
+
+    partner_id: str
+    company_id: UUID | None
+    tier: str
+    credential_id: str
+
+    @property
+    def kind(self) -> str:
+        """``partner`` or ``company``: the claim of that name."""
+        return "partner" if self.company_id is None else "company"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """All that decides whether an API key, or a session that it started, still lets its holder in."""
+
+    holder: Holder
+    digest: bytes
+    ends_at: Instant | None
+    end_cause: EndCause | None
+    partner_status: PartnerStatus
+    session_epoch: int
+    """Counts how often all of the partner's sessions were ended at once. A session lives in the epoch that it started in."""
+    company_gone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One login and all that was refreshed from it: a single row, however often it is refreshed."""
+
+    id: bytes
+    """A UUIDv7 in 16 bytes: time-ordered, so that new rows stand side by side in the index."""
+    credential_id: str
+    epoch: int
+    generation: int
+    started_at: Instant
+    rotated_at: Instant
+    expires_at: Instant
+    """When the refresh token of the present generation expires: it slides with each refresh."""
+    retires_at: Instant
+    """When the session ends however busy it is."""
+    retry_digest: bytes | None = None
+    ended_at: Instant | None = None
+    end_cause: SessionEnd | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """A key that signs session JWTs, through its life: published, then signing, then published only, then gone.
+
+    Its state at a moment follows from the four instants; nothing else is stored about it, so nothing can contradict them.
+    """
+
+    kid: str
+    jwk: str
+    """The public JWK (RFC 7517) as JSON."""
+    wrapped: bytes
+    """The private key, sealed under the master key."""
+    published_at: Instant
+    signs_from: Instant | None = None
+    signs_until: Instant | None = None
+    gone_at: Instant | None = None
+
+    def state(self, now: Instant) -> str:
+        """``next``, ``current``, ``retiring`` or ``gone`` at ``now``."""
+        if self.gone_at is not None and now >= self.gone_at:
+            return "gone"
+        if self.signs_until is not None and now >= self.signs_until:
+            return "retiring"
+        if self.signs_from is not None and now >= self.signs_from:
+            return "current"
+        return "next"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """Something that was done, by whom and to whom. ``detail`` holds no secret and no control character."""
+
+    sequence: int
+    at: Instant
+    action: str
+    actor: str
+    partner_id: str | None
+    subject: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A step of the change sequence: something that others may have cached is no longer so."""
+
+    sequence: int
+    kind: str
+    subject: str
+    at: Instant

@@ -1,0 +1,196 @@
+"""Signing keys: published before they sign, and for as long as what they signed may live.
+
+The life of a key, each step an instant of ``model.SigningKey``:
+
+1. ``published_at``: in the key set as *next*, signing nothing, so that every cache of the key set learns of it.
+2. ``signs_from``: *current*. A rotation sets it, never sooner than ``KEY_SET_MAX_AGE`` after 1.
+3. ``signs_until``: *retiring*, in the key set still.
+4. ``gone_at``: out of the key set; by then the last token it signed has expired. Retiring it by hand sets it to now.
+
+Every node reads the keys from the store and keeps them for at most ``RING_MAX_AGE``; a reading that fails is a 503 and never an
+old key trusted for longer. The other two files: ``store/signing.py``, ``http/metadata.py``.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from gatelodge.tokens import (
+    PrivateKey,
+    VerificationKey,
+    generate_private_key,
+    private_key_from_bytes,
+    private_key_to_bytes,
+    public_jwk,
+    sign_token,
+)
+from gatelodge_server.core.model import MINUTE, Clock, Duration, Instant, SigningKey
+from gatelodge_server.core.ports import Refused, Sealer, SigningKeyStore
+from gatelodge_server.core.refusals import Unavailable
+
+KEY_SET_MAX_AGE: Final[Duration] = 5 * MINUTE
+"""How long others may cache the key set, and so how long a key is published before it signs."""
+_GRACE: Final[Duration] = 2 * MINUTE
+"""How much longer than its last token a key stays published: for clocks that differ and for nodes that read late."""
+RING_MAX_AGE: Final = 1.0
+"""Seconds, by the monotonic clock, for which a reading of the keys is trusted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """What a rotation changes, and what it leads to."""
+
+    changed: Sequence[SigningKey]
+    kid: str
+    signs_from: Instant
+
+
+def plan_rotation(
+    keys: Sequence[SigningKey], candidate: SigningKey, *, lead: Duration, life: Duration, now: Instant
+) -> Rotation:
+    """Let the next key sign as soon as every cache can know it, and publish ``candidate`` as the new next.
+
+    A rotation that is still to take effect is not overtaken: asking again gives the same one and changes nothing.
+    """
+    waiting = [key for key in keys if key.state(now) == "next"]
+    pending = next((key for key in waiting if key.signs_from is not None), None)
+    if pending is not None and pending.signs_from is not None:
+        return Rotation((), pending.kid, pending.signs_from)
+    successor = waiting[0]
+    starts = max(now, successor.published_at + lead)
+    changed = [replace(successor, signs_from=starts), candidate]
+    changed += [replace(key, signs_until=starts, gone_at=starts + life) for key in keys if key.state(now) == "current"]
+    return Rotation(changed, successor.kid, starts)
+
+
+def plan_retirement(keys: Sequence[SigningKey], kid: str, *, now: Instant) -> Sequence[SigningKey] | None:
+    """Withdraw a key at once; ``None`` if that would leave no key to sign with.
+
+    The current key can go once a rotation is under way: its successor then signs from now, known to every cache or not,
+    because whoever withdraws a key does not want another token from it.
+    """
+    key = next(key for key in keys if key.kid == kid)
+    state = key.state(now)
+    gone = replace(key, signs_until=min(key.signs_until or now, now), gone_at=now)
+    if state in {"retiring", "gone"}:
+        return [gone] if state == "retiring" else []
+    pending = next((k for k in keys if k.state(now) == "next" and k.signs_from is not None and k.kid != kid), None)
+    if state == "next" or pending is None:
+        return None
+    return [gone, replace(pending, signs_from=now)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ring:
+    """The keys as they were read at one moment."""
+
+    keys: Sequence[SigningKey]
+    private: Mapping[str, PrivateKey]
+    public: Mapping[str, VerificationKey]
+    read_at: float
+
+
+class SigningKeys:
+    """Signs session JWTs, and tells others what to verify them with."""
+
+    def __init__(
+        self,
+        *,
+        store: SigningKeyStore,
+        sealer: Sealer,
+        clock: Clock,
+        monotonic: Callable[[], float],
+        jwt_ttl: Duration,
+    ) -> None:
+        self._store = store
+        self._sealer = sealer
+        self._clock = clock
+        self._monotonic = monotonic
+        self._life = jwt_ttl + _GRACE
+        self._ring: _Ring | None = None
+        self._reading = asyncio.Lock()
+
+    async def sign(self, claims: Mapping[str, object], *, typ: str, now: Instant) -> str:
+        """Sign with the current key. Raises ``Unavailable`` if none can be had."""
+        ring = await self._fresh_ring()
+        for key in ring.keys:
+            if key.state(now) == "current":
+                return sign_token(claims, key=ring.private[key.kid], kid=key.kid, typ=typ)
+        raise Unavailable
+
+    def find(self, kid: str) -> VerificationKey | None:
+        """Not without the store: a ``Verifier`` over these keys is to be asked with ``verify_async``."""
+        raise NotImplementedError
+
+    async def find_async(self, kid: str) -> VerificationKey | None:
+        """The key with this id if a live token may be signed with it; the same object for as long as that is so."""
+        ring = await self._fresh_ring()
+        now = self._clock()
+        return next((ring.public[kid] for key in ring.keys if key.kid == kid and key.state(now) != "gone"), None)
+
+    async def key_set(self) -> list[dict[str, str]]:
+        """The public JWKs of the key set (RFC 7517 section 5), oldest first."""
+        return [json.loads(key.jwk) for key in await self._published()]
+
+    async def list_keys(self) -> Sequence[SigningKey]:
+        """Every key that there is, oldest first."""
+        return await self._store.list_signing_keys()
+
+    async def establish(self) -> None:
+        """Make the first current and the first next key, unless there are keys."""
+        now = self._clock()
+        first = [replace(self._make(now), signs_from=now), self._make(now)]
+        await self._store.establish_signing_keys(first, now=now)
+
+    async def rotate(self, *, by: str) -> SigningKey:
+        """Let the next key sign. It does so at once, or at its ``signs_from`` if caches may not know it yet."""
+        now = self._clock()
+        await self._store.rotate_signing_keys(self._make(now), lead=KEY_SET_MAX_AGE, life=self._life, now=now, by=by)
+        keys = await self._store.list_signing_keys()
+        return max((key for key in keys if key.signs_from is not None), key=lambda key: key.signs_from or 0)
+
+    async def retire(self, kid: str, *, by: str) -> None:
+        """Withdraw a key, and with it every token that it signed. Raises ``SigningKeyNotFound`` or ``SigningKeyInUse``."""
+        match await self._store.retire_signing_key(kid, now=self._clock(), by=by):
+            case Refused(reason):
+                raise reason
+            case _:
+                return
+
+    async def _published(self) -> Sequence[SigningKey]:
+        now = self._clock()
+        return [key for key in (await self._fresh_ring()).keys if key.state(now) != "gone"]
+
+    async def _fresh_ring(self) -> _Ring:
+        ring = self._ring
+        if ring is not None and self._monotonic() < ring.read_at + RING_MAX_AGE:
+            return ring
+        async with self._reading:
+            if self._ring is not None and self._monotonic() < self._ring.read_at + RING_MAX_AGE:
+                return self._ring  # somebody else has read while this one waited
+            read_at = self._monotonic()  # before the reading: what is written during it may not be in it
+            keys = await self._store.list_signing_keys()
+            old = self._ring or _Ring((), {}, {}, read_at)
+            self._ring = _Ring(
+                keys,
+                {key.kid: old.private.get(key.kid) or self._unwrap(key) for key in keys},
+                {key.kid: old.public.get(key.kid) or VerificationKey.from_jwk(json.loads(key.jwk)) for key in keys},
+                read_at,
+            )
+            return self._ring
+
+    def _make(self, now: Instant) -> SigningKey:
+        private = generate_private_key()
+        jwk = public_jwk(private)
+        kid = jwk["kid"]
+        wrapped = self._sealer.seal(private_key_to_bytes(private), label=_label(kid))
+        return SigningKey(kid, json.dumps(jwk, separators=(",", ":")), wrapped, published_at=now)
+
+    def _unwrap(self, key: SigningKey) -> PrivateKey:
+        return private_key_from_bytes(self._sealer.open(key.wrapped, label=_label(key.kid)))
+
+
+def _label(kid: str) -> bytes:
+    return b"signing-key:" + kid.encode("ascii")

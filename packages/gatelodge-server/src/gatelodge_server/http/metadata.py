@@ -1,0 +1,88 @@
+"""What the service says of itself: its keys, its health, its description."""
+
+import hashlib
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Final
+
+import msgspec
+
+from gatelodge_server.core.model import SECOND
+from gatelodge_server.core.ports import TrailStore
+from gatelodge_server.core.refusals import Unavailable
+from gatelodge_server.core.signing import KEY_SET_MAX_AGE, SigningKeys
+from gatelodge_server.http.operation import Answer, Call, Operation
+
+_FRESH: Final = (b"cache-control", b"no-cache")
+
+
+class KeySetAnswer(msgspec.Struct, frozen=True):
+    """A JWK set (RFC 7517): public keys only, the next one included before it signs."""
+
+    keys: list[dict[str, str]]
+
+
+class HealthAnswer(msgspec.Struct, frozen=True):
+    """How it goes."""
+
+    status: str
+
+
+class MetadataRoutes:
+    """The handlers of what needs no credential."""
+
+    def __init__(self, *, store: TrailStore, signing_keys: SigningKeys) -> None:
+        self._store = store
+        self._signing_keys = signing_keys
+
+    async def key_set(self, call: Call, _: None) -> Answer:
+        """The keys that session JWTs are verified with."""
+        body = KeySetAnswer(await self._signing_keys.key_set())
+        tag = b'"' + hashlib.sha256(msgspec.json.encode(body)).hexdigest()[:32].encode("ascii") + b'"'
+        caching = f"public, max-age={KEY_SET_MAX_AGE // SECOND}".encode("ascii")
+        headers = ((b"cache-control", caching), (b"etag", tag))
+        if call.header(b"if-none-match") == tag:
+            return Answer(HTTPStatus.NOT_MODIFIED, None, headers)
+        return Answer(HTTPStatus.OK, body, headers)
+
+    async def health(self, _call: Call, _: None) -> Answer:
+        """The process runs and answers."""
+        return Answer(HTTPStatus.OK, HealthAnswer("alive"), (_FRESH,))
+
+    async def readiness(self, _call: Call, _: None) -> Answer:
+        """The store answers and there is a key to sign with, so the process can take traffic."""
+        await self._store.ping()
+        await self._signing_keys.key_set()
+        return Answer(HTTPStatus.OK, HealthAnswer("ready"), (_FRESH,))
+
+    def operations(self) -> Sequence[Operation]:
+        """What is served here."""
+        return [
+            Operation(
+                method="GET",
+                path="/.well-known/jwks.json",
+                tag="Service",
+                summary="The key set",
+                description="Public keys for verifying session JWTs offline. Cache it; a new key is here before its first use.",
+                handler=self.key_set,
+                answers={200: KeySetAnswer},
+                refusals=(Unavailable,),
+            ),
+            Operation(
+                method="GET",
+                path="/healthz",
+                tag="Service",
+                summary="Liveness",
+                handler=self.health,
+                answers={200: HealthAnswer},
+            ),
+            Operation(
+                method="GET",
+                path="/readyz",
+                tag="Service",
+                summary="Readiness",
+                handler=self.readiness,
+                answers={200: HealthAnswer},
+                refusals=(Unavailable,),
+            ),
+        ]

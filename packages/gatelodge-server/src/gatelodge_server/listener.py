@@ -1,0 +1,177 @@
+"""What stands between the socket and the application, beyond what uvicorn does by itself.
+
+- ``GateLoop``: on a port with TLS, somebody who speaks plain HTTP is heard, so that it can be told to use https.
+- ``BoundedProtocol``: the head of a request has a limit, and a request that never ends is not waited for.
+"""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any, Final
+
+import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_MAX: Final = 32 * 1024
+"""Bytes in a request line and headers together."""
+REQUEST_TIMEOUT: Final = 30.0
+"""Seconds from a request's first byte to its last."""
+_HELLO_TIMEOUT: Final = 10.0
+_TLS_HANDSHAKE: Final = b"\x16"
+"""The first byte of every TLS connection (RFC 8446 5.1: ContentType handshake), and of no HTTP request."""
+_SORRY: Final = b"The request line and the headers are too large."
+_HEAD_TOO_LARGE: Final = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain; charset=utf-8\r\n"
+    b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (len(_SORRY), _SORRY)
+)
+
+
+class GateLoop(uvloop.Loop):
+    """An event loop whose TLS servers also take plain connections; the scheme tells the application which it is."""
+
+    async def create_server(self, protocol_factory: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as uvloop's
+        """As in asyncio; with a socket and a TLS context, a ``Listener``."""
+        context, sock = kwargs.get("ssl"), kwargs.get("sock")
+        if context is None or sock is None:
+            return await super().create_server(protocol_factory, *args, **kwargs)
+        return Listener(self, protocol_factory, sock, context, kwargs.get("backlog", 100))
+
+
+class Listener:
+    """Accepts connections and looks at the first byte of each, without taking it, to see what it is going to be."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        protocol_factory: Callable[[], asyncio.Protocol],
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        backlog: int,
+    ) -> None:
+        sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        sock.listen(backlog)
+        self._loop = loop
+        self._protocol_factory = protocol_factory
+        self._context = context
+        self._greetings: set[asyncio.Task[None]] = set()
+        self._accepting = loop.create_task(self._accept(sock))
+
+    def close(self) -> None:
+        """Accept nobody any more."""
+        self._accepting.cancel()
+        for greeting in self._greetings:
+            greeting.cancel()
+
+    async def wait_closed(self) -> None:
+        """Return once nobody is being accepted."""
+        await asyncio.gather(self._accepting, *self._greetings, return_exceptions=True)
+
+    async def _accept(self, sock: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = await self._loop.sock_accept(sock)
+            except OSError:
+                # Out of file descriptors, most likely: those who are in must leave before others can enter.
+                await asyncio.sleep(0.1)
+                continue
+            greeting = self._loop.create_task(self._greet(connection))
+            self._greetings.add(greeting)
+            greeting.add_done_callback(self._greetings.discard)
+
+    async def _greet(self, connection: socket.socket) -> None:
+        try:
+            connection.setblocking(False)  # noqa: FBT003
+            async with asyncio.timeout(_HELLO_TIMEOUT):
+                first = await self._peek(connection)
+            if not first:
+                connection.close()
+                return
+            context = self._context if first == _TLS_HANDSHAKE else None
+            timeout = _HELLO_TIMEOUT if context is not None else None
+            await self._loop.connect_accepted_socket(
+                self._protocol_factory, connection, ssl=context, ssl_handshake_timeout=timeout
+            )
+        except (OSError, TimeoutError):  # it hung up, or what it sent is no TLS after all
+            connection.close()
+        except asyncio.CancelledError:
+            connection.close()
+            raise
+
+    async def _peek(self, connection: socket.socket) -> bytes:
+        with contextlib.suppress(BlockingIOError):
+            return connection.recv(1, socket.MSG_PEEK)
+        readable: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_reader(connection, _mark, readable)
+        try:
+            await readable
+        finally:
+            self._loop.remove_reader(connection)
+        return connection.recv(1, socket.MSG_PEEK)
+
+
+def _mark(readable: asyncio.Future[None]) -> None:
+    if not readable.done():
+        readable.set_result(None)
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with a limit to the head of a request, and to how long one may take to arrive."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as uvicorn's
+        super().__init__(*args, **kwargs)
+        self._head_size: int | None = None
+        self._arriving = False
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def on_message_begin(self) -> None:
+        """Start to count."""
+        self._head_size, self._arriving = 0, True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """The head is whole."""
+        self._head_size = None
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_MAX:
+            self._refuse_head()
+            return
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        if not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        self._arriving = False
+        if not self.transport.is_closing():
+            super().on_message_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Count what belongs to an unfinished head; wait for an unfinished request only so long."""
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if self._head_size is not None:
+            self._head_size += len(data)
+            if self._head_size > HEAD_MAX:
+                self._refuse_head()
+        # Almost every request comes in one piece, and costs no timer.
+        if self._arriving and self._deadline is None:
+            self._deadline = self.loop.call_later(REQUEST_TIMEOUT, self.transport.abort)
+        elif not self._arriving and self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timer."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        super().connection_lost(exc)
+
+    def _refuse_head(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(_HEAD_TOO_LARGE)
+            self.transport.close()

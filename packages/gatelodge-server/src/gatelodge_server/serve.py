@@ -1,0 +1,133 @@
+"""`gatelodge serve`: the socket, the certificate, the processes, and what is said to whoever started it."""
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from gatelodge_server.app import StartFault, assemble, load_master_keys, prepare, web_app
+from gatelodge_server.http.edge import Edge
+from gatelodge_server.listener import BoundedProtocol, GateLoop
+from gatelodge_server.log import configure_log, log
+from gatelodge_server.settings import Settings
+from gatelodge_server.tls import Certificate, certificate_of
+from gatelodge_server.vault import Vault, system_entropy
+
+_KEEP_ALIVE: Final = 75
+"""Seconds for which an idle connection is kept: longer than the proxies in front do, so that it is not we who hang up."""
+_DRAIN: Final = 20
+"""Seconds that requests under way are given when the server is told to stop."""
+_START_TIMEOUT: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What there is to say once the server is up."""
+
+    settings: Settings
+    certificate: Certificate | None
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _WebApp:
+    """Makes the application in the process that is to serve it. It can be sent to a process: it holds no secret."""
+
+    settings: Settings
+
+    def __call__(self) -> Edge:
+        configure_log()
+        _hear_libraries()
+        return web_app(assemble(self.settings, Vault(load_master_keys(self.settings, os.environ), system_entropy)))
+
+
+class _Announcing(uvicorn.Server):
+    """A server that says when it listens."""
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._announce()
+
+
+class _AnnouncingWorkers(Multiprocess):
+    """Workers whose parent says when all of them listen."""
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], announce: Callable[[], None]) -> None:
+        super().__init__(config, sockets)
+        self._announce = announce
+
+    def init_processes(self) -> None:
+        super().init_processes()
+        if all(process.wait_until_ready(_START_TIMEOUT) for process in self.processes):
+            self._announce()
+
+
+def serve(settings: Settings, announce: Callable[[Started], None]) -> None:
+    """Serve until told to stop (SIGTERM, SIGINT); requests under way are answered first. Raises ``StartFault``."""
+    fresh = prepare(settings, os.environ)
+    sock = _bind(settings)
+    port = sock.getsockname()[1]
+    if settings.port == 0 and settings.public_url == "https://localhost:0":
+        settings = replace(settings, public_url=f"https://localhost:{port}")
+    settings = replace(settings, port=port)
+    certificate = certificate_of(settings)
+    try:
+        config = _config(settings, certificate)
+    except OSError as fault:
+        raise StartFault(f"the certificate cannot be used: {fault}") from fault
+    started = Started(settings, certificate, fresh)
+    if settings.workers > 1:
+        _AnnouncingWorkers(config, [sock], lambda: announce(started)).run()
+    else:
+        _Announcing(config, lambda: announce(started)).run([sock])
+
+
+def _config(settings: Settings, certificate: Certificate | None) -> uvicorn.Config:
+    return uvicorn.Config(
+        _WebApp(settings),
+        factory=True,
+        workers=settings.workers,
+        loop=GateLoop,  # type: ignore[arg-type]  # a class is taken where a name of one is
+        http=BoundedProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # the edge reads them, by stricter rules
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=_DRAIN,
+        ssl_certfile=certificate.chain if certificate is not None else None,
+        ssl_keyfile=certificate.key if certificate is not None else None,
+    )
+
+
+def _bind(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        sock = socket.create_server((settings.host, settings.port), family=family)
+    except OSError as fault:
+        raise StartFault(f"cannot listen on {settings.host} port {settings.port}: {fault.strerror}") from fault
+    sock.set_inheritable(True)
+    return sock
+
+
+class _ToLog(logging.Handler):
+    """What libraries say becomes a line of our log: the sentence, never a traceback."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log.warning("library", logger=record.name, level=record.levelname, message=record.getMessage())
+
+
+def _hear_libraries() -> None:
+    logging.basicConfig(level=logging.WARNING, handlers=[_ToLog()], force=True)

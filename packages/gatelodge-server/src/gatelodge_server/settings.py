@@ -1,0 +1,232 @@
+"""Settings: one table. A flag goes before a `GATELODGE_*` variable, that before the TOML file, that before the default.
+
+Everything that is wrong is said at once, by the name under which it was set. No setting holds a secret, and none has a secret
+default: the master key is a file (or the variable `GATELODGE_MASTER_KEY`, which is read where it is used).
+"""
+
+import ipaddress
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+from urllib.parse import urlsplit
+
+from limits import parse as parse_limit
+
+from gatelodge.wire import BRAND_PATTERN, ENVIRONMENT_PATTERN
+from gatelodge_server.core.model import DAY, HOUR, MINUTE, SECOND, Duration
+from gatelodge_server.core.sessions import SessionLifetimes
+from gatelodge_server.http.edge import Network
+
+Value = TypeVar("Value")
+
+_UNITS: Final[Mapping[str, Duration]] = {"ms": 1, "s": SECOND, "m": MINUTE, "h": HOUR, "d": DAY}
+_DURATION: Final = re.compile(r"(\d{1,9})(ms|s|m|h|d)", re.ASCII)
+_PORT_MAX: Final = 65_535
+_WORKERS_MAX: Final = 64
+
+
+class SettingsFault(Exception):
+    """Settings that cannot be used. ``faults`` are sentences, one for each."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("; ".join(faults))
+        self.faults = faults
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All that is configured, checked."""
+
+    environment: str
+    brand: str
+    data: Path
+    database: Path
+    public_url: str
+    audience: str
+    other_issuers: frozenset[str]
+    host: str
+    port: int
+    workers: int
+    tls_cert: Path | None
+    tls_key: Path | None
+    behind_proxy: tuple[Network, ...]
+    lifetimes: SessionLifetimes
+    login_failure_limit: str
+
+
+def parse_duration(text: str) -> Duration:
+    """A duration such as `90s`, `15m`, `24h` or `30d`. Raises ``ValueError``."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError("is not a duration such as 90s, 15m, 24h or 30d")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _positive_duration(text: str) -> Duration:
+    duration = parse_duration(text)
+    if duration == 0:
+        raise ValueError("must be longer than nothing")
+    return duration
+
+
+def _environment(text: str) -> str:
+    if ENVIRONMENT_PATTERN.fullmatch(text) is None:
+        raise ValueError("must be a lower-case word such as uat or production")
+    return text
+
+
+def _brand(text: str) -> str:
+    if BRAND_PATTERN.fullmatch(text) is None:
+        raise ValueError("must be 2 to 16 lower-case letters or digits, a letter first")
+    return text
+
+
+def _whole(lowest: int, highest: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) <= 6 and lowest <= int(text) <= highest):  # noqa: PLR2004
+            raise ValueError(f"must be a whole number from {lowest} to {highest}")
+        return int(text)
+
+    return parse
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    try:
+        return tuple(ipaddress.ip_network(part) for part in re.split(r"[\s,]+", text.strip()) if part)
+    except ValueError as fault:
+        raise ValueError(f"must be networks such as 10.0.0.0/8 ({fault})") from fault
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    # RFC 8414 section 2: an issuer is an https URL without query and fragment.
+    if parts.scheme != "https" or not parts.hostname or parts.query or parts.fragment or text.endswith("/"):
+        raise ValueError("must be an https URL without query, fragment or a slash at its end")
+    return text
+
+
+def _urls(text: str) -> frozenset[str]:
+    return frozenset(_url(part) for part in re.split(r"[\s,]+", text.strip()) if part)
+
+
+def _limit(text: str) -> str:
+    parse_limit(text)
+    return text
+
+
+def _word(text: str) -> str:
+    if not text or not text.isprintable():
+        raise ValueError("must not be empty")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One setting: its default as text, how it is read, what it is for."""
+
+    default: str
+    parse: Callable[[str], object]
+    meaning: str
+
+
+OPTIONS: Final[Mapping[str, Option]] = {
+    "environment": Option("uat", _environment, "the environment: uat, production, or another lower-case word"),
+    "brand": Option("gatelodge", _brand, "what every API key begins with"),
+    "data": Option("./gatelodge-data", Path, "the directory of the embedded database, the master key and the certificate"),
+    "database": Option("", str, "sqlite:///PATH; unless set, gatelodge.db in the data directory"),
+    "public_url": Option("", lambda text: _url(text) if text else "", "the base URL that partners use; also the issuer"),
+    "audience": Option("", str, "the `aud` of session JWTs; unless set, partner-api-ENVIRONMENT"),
+    "other_issuers": Option("", _urls, "public URLs of the other environments: their JWTs are told that they are not of here"),
+    "host": Option("127.0.0.1", _word, "the address to listen on"),
+    "port": Option("8443", _whole(0, _PORT_MAX), "the port to listen on; 0 takes a free one"),
+    "workers": Option("1", _whole(1, _WORKERS_MAX), "how many processes serve"),
+    "tls_cert": Option("", str, "certificate chain, PEM; unless set, one is made under DATA/tls"),
+    "tls_key": Option("", str, "its private key, PEM"),
+    "behind_proxy": Option("", _networks, "networks of proxies that end TLS and whose word on scheme and address is taken"),
+    "jwt_ttl": Option("24h", _positive_duration, "how long a session JWT is good for"),
+    "refresh_ttl": Option("30d", _positive_duration, "how long a refresh token is good for, and a session may lie idle"),
+    "session_ttl": Option("90d", _positive_duration, "how long a session may live however busy it is"),
+    "login_failure_limit": Option("20/minute", _limit, "failed logins and refreshes per address before 429"),
+}
+"""The settings, by name: `tls_cert` in the file is `--tls-cert` as a flag and `GATELODGE_TLS_CERT` as a variable."""
+
+
+def load_settings(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Settings:
+    """Read the settings. Raises ``SettingsFault`` with all that is wrong."""
+    faults: list[str] = []
+    data = flags.get("data") or environ.get("GATELODGE_DATA") or OPTIONS["data"].default
+    file = _read_file(Path(environ.get("GATELODGE_CONFIG") or Path(data) / "gatelodge.toml"), environ, faults)
+    values: dict[str, Any] = {}
+    for name, option in OPTIONS.items():
+        variable = f"GATELODGE_{name.upper()}"
+        for source, text in (
+            (f"--{name.replace('_', '-')}", flags.get(name)),
+            (variable, environ.get(variable)),
+            (name, file.get(name)),
+            ("", option.default),
+        ):
+            if text is not None:
+                try:
+                    values[name] = option.parse(text)
+                except ValueError as fault:
+                    faults.append(f"{source} {fault}")
+                break
+    if not faults:
+        faults += _contradictions(values)
+    if faults:
+        raise SettingsFault(faults)
+    return _settle(values)
+
+
+def _read_file(path: Path, environ: Mapping[str, str], faults: list[str]) -> Mapping[str, str]:
+    try:
+        content = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        if "GATELODGE_CONFIG" in environ:
+            faults.append(f"GATELODGE_CONFIG: there is no file {path}")
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
+        faults.append(f"{path}: {fault}")
+        return {}
+    faults += [f"{path}: there is no setting {name}" for name in content if name not in OPTIONS]
+    return {name: ",".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in content.items()}
+
+
+def _contradictions(values: Mapping[str, Any]) -> list[str]:
+    faults = []
+    if values["database"] and not values["database"].startswith("sqlite:///"):
+        faults.append("--database takes sqlite:///PATH")
+    if bool(values["tls_cert"]) != bool(values["tls_key"]):
+        faults.append("--tls-cert and --tls-key go together")
+    if values["tls_cert"] and values["behind_proxy"]:
+        faults.append("--behind-proxy means that the proxy ends TLS: it excludes --tls-cert")
+    if values["jwt_ttl"] > values["session_ttl"]:
+        faults.append("jwt_ttl must not be longer than session_ttl")
+    return faults
+
+
+def _settle(values: Mapping[str, Any]) -> Settings:
+    def path_or_none(name: str) -> Path | None:
+        return Path(values[name]) if values[name] else None
+
+    data = cast("Path", values["data"])
+    return Settings(
+        environment=values["environment"],
+        brand=values["brand"],
+        data=data,
+        database=Path(values["database"].removeprefix("sqlite:///")) if values["database"] else data / "gatelodge.db",
+        public_url=values["public_url"] or f"https://localhost:{values['port']}",
+        audience=values["audience"] or f"partner-api-{values['environment']}",
+        other_issuers=values["other_issuers"],
+        host=values["host"],
+        port=values["port"],
+        workers=values["workers"],
+        tls_cert=path_or_none("tls_cert"),
+        tls_key=path_or_none("tls_key"),
+        behind_proxy=values["behind_proxy"],
+        lifetimes=SessionLifetimes(values["jwt_ttl"], values["refresh_ttl"], values["session_ttl"]),
+        login_failure_limit=values["login_failure_limit"],
+    )

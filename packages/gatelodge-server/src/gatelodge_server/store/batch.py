@@ -1,0 +1,78 @@
+"""Micro-batching: one transaction, and so one fsync, serves every caller that came while the one before was under way.
+
+There is no timer. A lone request is flushed at once; under load the batches grow by themselves, because a flush takes as long
+as it takes and the others collect meanwhile.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from gatelodge_server.core.refusals import Unavailable
+
+Request = TypeVar("Request")
+Outcome = TypeVar("Outcome")
+
+
+class Batch(Generic[Request, Outcome]):
+    """One verb's queue. Each caller gets its own outcome, in the order of arrival, and never another caller's exception.
+
+    ``run`` is given one to ``largest`` requests and returns as many outcomes; it is never run twice at once. More than
+    ``backlog`` callers are not kept waiting: the next hears ``Unavailable``.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Request]], Awaitable[Sequence[Outcome]]],
+        *,
+        largest: int = 256,
+        backlog: int = 4096,
+    ) -> None:
+        self._run = run
+        self._largest = largest
+        self._backlog = backlog
+        self._waiting: list[tuple[Request, asyncio.Future[Outcome]]] = []
+        self._drain: asyncio.Task[None] | None = None
+
+    async def __call__(self, request: Request) -> Outcome:
+        """The outcome of ``request``, once the batch that it was in is committed. Raises ``Unavailable``."""
+        if len(self._waiting) >= self._backlog:
+            raise Unavailable
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Outcome] = loop.create_future()
+        self._waiting.append((request, future))
+        if self._drain is None:
+            # The task starts in the loop's next round: what the sockets deliver in this one comes along.
+            self._drain = loop.create_task(self._drain_all())
+        return await future
+
+    async def _drain_all(self) -> None:
+        try:
+            while self._waiting:
+                taken, self._waiting = self._waiting[: self._largest], self._waiting[self._largest :]
+                await self._flush(taken)
+        finally:
+            self._drain = None
+
+    async def _flush(self, taken: Sequence[tuple[Request, asyncio.Future[Outcome]]]) -> None:
+        try:
+            outcomes = await self._run([request for request, _ in taken])
+        except Unavailable:
+            for _, future in taken:
+                _settle(future, fault=Unavailable())
+        except Exception as fault:  # noqa: BLE001 - whatever it is, it belongs to one of the callers
+            if len(taken) == 1:
+                _settle(taken[0][1], fault=fault)
+                return
+            # Nothing was committed. One of them is poison: alone, each gets what is its own.
+            for alone in taken:
+                await self._flush([alone])
+        else:
+            for (_, future), outcome in zip(taken, outcomes, strict=True):
+                if not future.done():  # its caller may have gone
+                    future.set_result(outcome)
+
+
+def _settle(future: asyncio.Future[Outcome], *, fault: Exception) -> None:
+    if not future.done():
+        future.set_exception(fault)

@@ -1,0 +1,166 @@
+"""API keys and their standing."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import Connection, bindparam, insert, select, update
+
+from gatelodge_server.core.credentials import judge_standing
+from gatelodge_server.core.model import Credential, EndCause, Holder, Instant, PartnerStatus, Standing
+from gatelodge_server.core.ports import Done, Refused
+from gatelodge_server.core.refusals import KeyEnded, KeyNotFound
+from gatelodge_server.store.tables import AnyRow, company, credential, partner, replay
+from gatelodge_server.store.trail import append_audit, append_change
+
+STANDING_COLUMNS = (
+    credential.c.id.label("credential_id"),
+    credential.c.partner_id,
+    credential.c.company_id,
+    credential.c.digest,
+    credential.c.ends_at,
+    credential.c.end_cause,
+    credential.c.first_used_at,
+    partner.c.status,
+    partner.c.session_epoch,
+    partner.c.tier,
+    company.c.deleted_at,
+)
+WITH_HOLDER = credential.join(partner, partner.c.id == credential.c.partner_id).outerjoin(
+    company, company.c.id == credential.c.company_id
+)
+_STANDINGS = select(*STANDING_COLUMNS).select_from(WITH_HOLDER).where(credential.c.id.in_(bindparam("ids", expanding=True)))
+CREDENTIALS = select(
+    credential.c.id,
+    credential.c.kind,
+    credential.c.partner_id,
+    credential.c.company_id,
+    credential.c.digest,
+    credential.c.masked,
+    credential.c.created_at,
+    credential.c.ends_at,
+    credential.c.end_cause,
+)
+
+
+def standing_of(row: AnyRow) -> Standing:
+    """A standing, from a row that has ``STANDING_COLUMNS``."""
+    return Standing(
+        holder=Holder(row.partner_id, UUID(bytes=row.company_id) if row.company_id else None, row.tier, row.credential_id),
+        digest=row.digest,
+        ends_at=row.ends_at,
+        end_cause=EndCause(row.end_cause) if row.end_cause else None,
+        partner_status=PartnerStatus(row.status),
+        session_epoch=row.session_epoch,
+        company_gone=row.deleted_at is not None,
+    )
+
+
+def credential_of(row: AnyRow) -> Credential:
+    """A credential, from a row of ``CREDENTIALS``."""
+    id_, kind, partner_id, company_id, digest, masked, created_at, ends_at, end_cause = row
+    return Credential(
+        id=id_,
+        kind=kind,
+        partner_id=partner_id,
+        company_id=UUID(bytes=company_id) if company_id else None,
+        digest=digest,
+        masked=masked,
+        created_at=created_at,
+        ends_at=ends_at,
+        end_cause=EndCause(end_cause) if end_cause else None,
+    )
+
+
+def read_standings(connection: Connection, key_ids: Sequence[str]) -> dict[str, AnyRow]:
+    """The rows of these keys, by id: ``STANDING_COLUMNS``."""
+    return {row.credential_id: row for row in connection.execute(_STANDINGS, {"ids": list(set(key_ids))})}
+
+
+def find_keys(connection: Connection, key_ids: Sequence[str]) -> list[Standing | None]:
+    """The standing of each key, in the order asked."""
+    rows = read_standings(connection, key_ids)
+    return [standing_of(rows[key_id]) if key_id in rows else None for key_id in key_ids]
+
+
+def insert_key(connection: Connection, key: Credential) -> None:
+    """Store a new key."""
+    connection.execute(
+        insert(credential),
+        {
+            "id": key.id,
+            "kind": key.kind,
+            "partner_id": key.partner_id,
+            "company_id": key.company_id.bytes if key.company_id else None,
+            "digest": key.digest,
+            "masked": key.masked,
+            "created_at": key.created_at,
+        },
+    )
+
+
+def note_first_use(connection: Connection, key_ids: Sequence[str], now: Instant) -> None:
+    """These keys are used for the first time: whoever made them has them, so no answer needs to be repeated any more."""
+    connection.execute(update(credential).where(credential.c.id.in_(key_ids)).values(first_used_at=now))
+    connection.execute(update(replay).where(replay.c.credential_id.in_(key_ids)).values(sealed=None))
+
+
+def get_key(connection: Connection, key_id: str) -> Credential | None:
+    """A key as it is stored."""
+    row = connection.execute(CREDENTIALS.where(credential.c.id == key_id)).one_or_none()
+    return credential_of(row) if row is not None else None
+
+
+def list_keys(connection: Connection, partner_id: str) -> Sequence[Credential]:
+    """A partner's keys and its companies', newest first."""
+    query = CREDENTIALS.where(credential.c.partner_id == partner_id)
+    query = query.order_by(credential.c.created_at.desc(), credential.c.id)
+    return [credential_of(row) for row in connection.execute(query)]
+
+
+def _lock_key(connection: Connection, key_id: str) -> Credential | None:
+    row = connection.execute(CREDENTIALS.where(credential.c.id == key_id).with_for_update()).one_or_none()
+    return credential_of(row) if row is not None else None
+
+
+def roll_key(
+    connection: Connection, key_id: str, replacement: Credential, ends_at: Instant, now: Instant, by: str
+) -> Done | Refused:
+    """Put a new key in the place of a live one."""
+    old = _lock_key(connection, key_id)
+    if old is None:
+        return Refused(KeyNotFound)
+    standing = find_keys(connection, [key_id])[0]
+    if old.end_cause is EndCause.ROTATED or standing is None or judge_standing(standing, now) is not None:
+        return Refused(KeyEnded)
+    insert_key(connection, replacement)
+    return end_keys(connection, [old], ends_at=ends_at, cause=EndCause.ROTATED, now=now, by=by, detail=replacement.masked)
+
+
+def revoke_key(connection: Connection, key_id: str, now: Instant, by: str) -> Done | Refused:
+    """End a key now, whatever was planned for it."""
+    old = _lock_key(connection, key_id)
+    if old is None:
+        return Refused(KeyNotFound)
+    return end_keys(connection, [old], ends_at=now, cause=EndCause.REVOKED, now=now, by=by)
+
+
+def end_keys(
+    connection: Connection,
+    keys: Sequence[Credential],
+    *,
+    ends_at: Instant,
+    cause: EndCause,
+    now: Instant,
+    by: str,
+    detail: str = "",
+) -> Done:
+    """Let keys end, at the latest at ``ends_at``; what has ended before stays as it ended. A step of the sequence for each."""
+    sequence = 0
+    for key in keys:
+        if key.ends_at is None or key.ends_at > ends_at:
+            values = {"ends_at": ends_at, "end_cause": cause.value}
+            connection.execute(update(credential).where(credential.c.id == key.id).values(values))
+        sequence = append_change(connection, "credential", key.id, now)
+        action = f"key.{cause.value}"
+        append_audit(connection, action, now=now, by=by, subject=key.id, partner_id=key.partner_id, detail=detail)
+    return Done(sequence)

@@ -1,0 +1,80 @@
+"""Partners."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from gatelodge_server.core.model import Credential, Instant, Origin, Partner, PartnerStatus
+from gatelodge_server.core.ports import Done, Refused
+from gatelodge_server.core.refusals import PartnerDeactivated, PartnerIdTaken, PartnerNotFound, TierNotFound
+from gatelodge_server.store.keys import insert_key
+from gatelodge_server.store.tables import AnyRow, partner, tier
+from gatelodge_server.store.trail import append_audit, append_change
+
+_PARTNER = select(
+    partner.c.id,
+    partner.c.name,
+    partner.c.contact_email,
+    partner.c.tier,
+    partner.c.status,
+    partner.c.origin,
+    partner.c.created_at,
+)
+
+
+def _partner_of(row: AnyRow) -> Partner:
+    id_, name, contact_email, tier_name, status, origin, created_at = row
+    return Partner(id_, name, contact_email, tier_name, PartnerStatus(status), Origin(origin), created_at)
+
+
+def add_partner(connection: Connection, new: Partner, key: Credential, by: str) -> Done | Refused:
+    """Add a partner with its first key."""
+    if connection.execute(select(tier.c.name).where(tier.c.name == new.tier)).one_or_none() is None:
+        return Refused(TierNotFound)
+    row = {
+        "id": new.id,
+        "name": new.name,
+        "contact_email": new.contact_email,
+        "tier": new.tier,
+        "status": new.status.value,
+        "origin": new.origin.value,
+        "created_at": new.created_at,
+    }
+    try:
+        with connection.begin_nested():
+            connection.execute(insert(partner), row)
+    except IntegrityError:
+        return Refused(PartnerIdTaken)
+    insert_key(connection, key)
+    append_audit(connection, "partner.added", now=new.created_at, by=by, subject=new.id, partner_id=new.id, detail=key.masked)
+    return Done(append_change(connection, "partner", new.id, new.created_at))
+
+
+def find_partner(connection: Connection, partner_id: str) -> Partner | None:
+    """The partner with this id."""
+    row = connection.execute(_PARTNER.where(partner.c.id == partner_id)).one_or_none()
+    return _partner_of(row) if row is not None else None
+
+
+def list_partners(connection: Connection) -> Sequence[Partner]:
+    """All partners, by id."""
+    return [_partner_of(row) for row in connection.execute(_PARTNER.order_by(partner.c.id))]
+
+
+def set_partner_status(connection: Connection, partner_id: str, status: PartnerStatus, now: Instant, by: str) -> Done | Refused:
+    """Suspend, resume or deactivate; unless the partner becomes active, its present session epoch ends."""
+    row = connection.execute(_PARTNER.where(partner.c.id == partner_id).with_for_update()).one_or_none()
+    if row is None:
+        return Refused(PartnerNotFound)
+    if row.status == PartnerStatus.DEACTIVATED and status is not PartnerStatus.DEACTIVATED:
+        return Refused(PartnerDeactivated)
+    new_epochs = 0 if status is PartnerStatus.ACTIVE else 1
+    connection.execute(
+        update(partner)
+        .where(partner.c.id == partner_id)
+        .values(status=status.value, session_epoch=partner.c.session_epoch + new_epochs)
+    )
+    action = f"partner.{status.value}"
+    append_audit(connection, action, now=now, by=by, subject=partner_id, partner_id=partner_id)
+    return Done(append_change(connection, "partner", partner_id, now))

@@ -1,0 +1,207 @@
+"""Sessions. The verbs here take many requests at once and give each its own outcome, in order; ``batch.py`` collects them."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
+
+from gatelodge.errors import InvalidCredential
+from gatelodge_server.core.credentials import judge_key
+from gatelodge_server.core.model import Instant, PartnerStatus, Session, SessionEnd
+from gatelodge_server.core.ports import (
+    Advanced,
+    Condemned,
+    Done,
+    LoginAttempt,
+    Opened,
+    Purged,
+    RefreshAttempt,
+    RefreshOutcome,
+    Refused,
+    SessionStanding,
+)
+from gatelodge_server.core.sessions import judge_refresh
+from gatelodge_server.store.keys import STANDING_COLUMNS, WITH_HOLDER, note_first_use, read_standings, standing_of
+from gatelodge_server.store.tables import AnyRow, credential, session
+from gatelodge_server.store.trail import append_audit, append_change
+
+_SESSION_COLUMNS = (
+    session.c.id,
+    session.c.credential_id.label("session_credential_id"),
+    session.c.epoch,
+    session.c.generation,
+    session.c.started_at,
+    session.c.rotated_at,
+    session.c.expires_at,
+    session.c.retires_at,
+    session.c.retry_digest,
+    session.c.ended_at,
+    session.c.end_cause.label("session_end_cause"),
+)
+_FIND = (
+    select(*_SESSION_COLUMNS, *STANDING_COLUMNS)
+    .select_from(session.join(WITH_HOLDER, credential.c.id == session.c.credential_id))
+    .where(session.c.id.in_(bindparam("ids", expanding=True)))
+)
+# Nodes that advance the same sessions at once take their locks in one order, and so never wait for each other in a circle.
+# SQLite has one writer at a time and no row locks: SQLAlchemy leaves the clause out there.
+_LOCK = _FIND.order_by(session.c.id).with_for_update(of=session)
+_WRITE = (
+    update(session)
+    .where(session.c.id == bindparam("session_id"))
+    .values(
+        generation=bindparam("new_generation"),
+        rotated_at=bindparam("new_rotated_at"),
+        expires_at=bindparam("new_expires_at"),
+        retry_digest=bindparam("new_retry_digest"),
+        ended_at=bindparam("new_ended_at"),
+        end_cause=bindparam("new_end_cause"),
+    )
+)
+
+
+def _session_of(row: AnyRow) -> SessionStanding:
+    found = Session(
+        id=row.id,
+        credential_id=row.session_credential_id,
+        epoch=row.epoch,
+        generation=row.generation,
+        started_at=row.started_at,
+        rotated_at=row.rotated_at,
+        expires_at=row.expires_at,
+        retires_at=row.retires_at,
+        retry_digest=row.retry_digest,
+        ended_at=row.ended_at,
+        end_cause=SessionEnd(row.session_end_cause) if row.session_end_cause else None,
+    )
+    return SessionStanding(found, standing_of(row))
+
+
+def open_sessions(connection: Connection, attempts: Sequence[LoginAttempt]) -> list[Opened | Refused]:
+    """Judge each key and insert the sessions of those that may come in, as one statement."""
+    rows = read_standings(connection, [attempt.key_id for attempt in attempts])
+    outcomes: list[Opened | Refused] = []
+    new: list[dict[str, object]] = []
+    first_used: dict[str, Instant] = {}
+    for attempt in attempts:
+        row = rows.get(attempt.key_id)
+        standing = standing_of(row) if row is not None else None
+        reason = judge_key(standing, attempt.digest, attempt.now)
+        if reason is not None or standing is None or row is None:
+            outcomes.append(Refused(reason or InvalidCredential))
+            continue
+        opened = Session(
+            id=attempt.session_id,
+            credential_id=attempt.key_id,
+            epoch=standing.session_epoch,
+            generation=0,
+            started_at=attempt.now,
+            rotated_at=attempt.now,
+            expires_at=attempt.expires_at,
+            retires_at=attempt.retires_at,
+        )
+        new.append(
+            {
+                "id": opened.id,
+                "credential_id": opened.credential_id,
+                "epoch": opened.epoch,
+                "generation": opened.generation,
+                "started_at": opened.started_at,
+                "rotated_at": opened.rotated_at,
+                "expires_at": opened.expires_at,
+                "retires_at": opened.retires_at,
+            }
+        )
+        if row.first_used_at is None:
+            first_used[attempt.key_id] = attempt.now
+        outcomes.append(Opened(opened, standing.holder))
+    if new:
+        connection.execute(insert(session), new)
+    if first_used:
+        note_first_use(connection, list(first_used), max(first_used.values()))
+    return outcomes
+
+
+def advance_sessions(connection: Connection, attempts: Sequence[RefreshAttempt]) -> list[RefreshOutcome]:
+    """Lock the rows, judge the tokens one after the other, write what has changed.
+
+    Two attempts on one session in one batch are judged in order, the second against what the first has made of the row.
+    """
+    ids = list({attempt.session_id for attempt in attempts})
+    found = {row.id: _session_of(row) for row in connection.execute(_LOCK, {"ids": ids})}
+    outcomes: list[RefreshOutcome] = []
+    changed: dict[bytes, Session] = {}
+    for attempt in attempts:
+        state = found.get(attempt.session_id)
+        outcome = judge_refresh(state, attempt)
+        if state is not None and isinstance(outcome, (Advanced, Condemned)):
+            changed[attempt.session_id] = outcome.session
+            found[attempt.session_id] = SessionStanding(outcome.session, state.standing)
+            if isinstance(outcome, Condemned):
+                _announce_end(connection, found[attempt.session_id], by="session")
+        outcomes.append(outcome)
+    if changed:
+        connection.execute(_WRITE, [_row_of(moved) for moved in changed.values()])
+    return outcomes
+
+
+def _row_of(moved: Session) -> dict[str, object]:
+    return {
+        "session_id": moved.id,
+        "new_generation": moved.generation,
+        "new_rotated_at": moved.rotated_at,
+        "new_expires_at": moved.expires_at,
+        "new_retry_digest": moved.retry_digest,
+        "new_ended_at": moved.ended_at,
+        "new_end_cause": moved.end_cause.value if moved.end_cause else None,
+    }
+
+
+def _announce_end(connection: Connection, ended: SessionStanding, by: str) -> int:
+    now, cause = ended.session.ended_at or 0, ended.session.end_cause or SessionEnd.LOGOUT
+    subject = ended.session.id.hex()
+    partner_id = ended.standing.holder.partner_id
+    append_audit(connection, f"session.{cause.value}", now=now, by=by, subject=subject, partner_id=partner_id)
+    return append_change(connection, "session", subject, now)
+
+
+def find_sessions(connection: Connection, session_ids: Sequence[bytes]) -> list[SessionStanding | None]:
+    """Each session as it stands, in the order asked."""
+    found = {row.id: _session_of(row) for row in connection.execute(_FIND, {"ids": list(set(session_ids))})}
+    return [found.get(session_id) for session_id in session_ids]
+
+
+def end_session(connection: Connection, session_id: bytes, cause: SessionEnd, now: Instant, by: str) -> Done | None:
+    """End a session that has not ended yet."""
+    row = connection.execute(_LOCK, {"ids": [session_id]}).one_or_none()
+    if row is None or row.ended_at is not None:
+        return None
+    connection.execute(update(session).where(session.c.id == session_id).values(ended_at=now, end_cause=cause.value))
+    ended = find_sessions(connection, [session_id])[0]
+    return Done(_announce_end(connection, ended, by)) if ended is not None else None
+
+
+def purge_sessions(connection: Connection, after: bytes | None, limit: int, ended_before: Instant) -> Purged:
+    """Delete, among the next sessions by id, those that have been of no use to anybody since ``ended_before``.
+
+    It walks along the primary key: an index on the expiry would have to be kept up by every refresh.
+    """
+    query = select(*_SESSION_COLUMNS, *STANDING_COLUMNS).select_from(
+        session.join(WITH_HOLDER, credential.c.id == session.c.credential_id)
+    )
+    if after is not None:
+        query = query.where(session.c.id > after)
+    slice_ = [_session_of(row) for row in connection.execute(query.order_by(session.c.id).limit(limit))]
+    dead = [found.session.id for found in slice_ if _is_over(found, ended_before)]
+    if dead:
+        connection.execute(delete(session).where(session.c.id.in_(dead)))
+    return Purged(slice_[-1].session.id if len(slice_) == limit else None, len(dead))
+
+
+def _is_over(found: SessionStanding, before: Instant) -> bool:
+    ended, standing = found.session, found.standing
+    instants = (ended.expires_at, ended.retires_at, ended.ended_at, standing.ends_at)
+    if min(instant for instant in instants if instant is not None) <= before:
+        return True
+    # That all sessions of a partner were ended has no date, and needs none: while the partner is suspended its holder is
+    # told so, and afterwards there is nothing left to tell.
+    return ended.epoch != standing.session_epoch and standing.partner_status is not PartnerStatus.SUSPENDED

@@ -1,0 +1,123 @@
+"""The embedded database: one file, one writer thread, a few readers.
+
+Everything that is particular to SQLite stands here, so that the verbs need not know it:
+
+- a transaction that writes begins with ``BEGIN IMMEDIATE``: whoever has begun is alone, and what a verb has read stays true
+  until it commits. Where other databases lock rows (``FOR UPDATE``), SQLAlchemy leaves the clause out here;
+- WAL and ``synchronous=FULL``: a commit returns when its frames are on the disk;
+- after any fault the connections are thrown away: what a failed fsync has left in a page cache is not to be trusted.
+"""
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Concatenate, Final, ParamSpec, TypeVar
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NotSupportedError, ProgrammingError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from gatelodge_server.core.refusals import Unavailable
+
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+
+LOCK_TIMEOUT: Final = 5.0
+"""Seconds for which a writer waits for the writer of another process."""
+_READERS: Final = 2
+_MISTAKES: Final = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
+_PRAGMAS: Final = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA foreign_keys = ON",
+    # A checkpoint costs fsyncs of its own and its commit waits for it: rarer and larger is cheaper.
+    "PRAGMA wal_autocheckpoint = 8000",
+    "PRAGMA cache_size = -16000",
+)
+
+
+def sqlite_engine(path: Path, *, begin: str = "BEGIN IMMEDIATE", readers: int = 1) -> Engine:
+    """An engine over the file at ``path`` whose transactions begin with ``begin``."""
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)),
+        pool_size=readers,
+        max_overflow=0,
+        hide_parameters=True,  # no value of a row in an error or a log
+        connect_args={"timeout": LOCK_TIMEOUT, "check_same_thread": False},
+    )
+
+    def on_connect(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
+        connection.isolation_level = None  # begin and commit are said, by SQLAlchemy, and not guessed by the driver
+        for pragma in _PRAGMAS:
+            connection.execute(pragma)
+
+    def on_begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    event.listen(engine, "connect", on_connect)
+    event.listen(engine, "begin", on_begin)
+    return engine
+
+
+class SqliteDriver:
+    """Runs verbs on the file at ``path``: one that writes at a time, those that only read beside it."""
+
+    def __init__(self, path: Path, *, on_fault: Callable[[str], None]) -> None:
+        self._writer = sqlite_engine(path)
+        self._reader = sqlite_engine(path, begin="BEGIN", readers=_READERS)
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="store-write")
+        self._reading = ThreadPoolExecutor(_READERS, thread_name_prefix="store-read")
+        self._on_fault = on_fault
+
+    async def write(
+        self,
+        verb: Callable[Concatenate[Connection, Arguments], Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """Run ``verb`` in a transaction; it is on the disk when this returns. Raises ``Unavailable``."""
+        return await self._in_thread(self._writing, self._writer, verb, *args, **kwargs)
+
+    async def read(
+        self,
+        verb: Callable[Concatenate[Connection, Arguments], Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """Run ``verb``, which only reads, over one snapshot. Raises ``Unavailable``."""
+        return await self._in_thread(self._reading, self._reader, verb, *args, **kwargs)
+
+    async def _in_thread(
+        self,
+        pool: ThreadPoolExecutor,
+        engine: Engine,
+        verb: Callable[Concatenate[Connection, Arguments], Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        def transaction() -> Result:
+            with self._faults(engine), engine.begin() as connection:
+                return verb(connection, *args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(pool, transaction)
+
+    @contextlib.contextmanager
+    def _faults(self, engine: Engine) -> Iterator[None]:
+        try:
+            yield
+        except _MISTAKES:
+            raise  # in a verb, and so ours: no reason to tell the caller to try again
+        except DBAPIError as fault:
+            engine.dispose()
+            self._on_fault(str(fault.orig))
+            raise Unavailable from fault
+
+    async def close(self) -> None:
+        """Finish what has begun and let go of the file."""
+        for pool in (self._writing, self._reading):
+            await asyncio.to_thread(pool.shutdown)
+        for engine in (self._reader, self._writer):
+            engine.dispose()

@@ -1,0 +1,183 @@
+"""The store: every verb of ``core/ports.py``, each one transaction of a driver. The hot ones are micro-batched."""
+
+from collections.abc import Callable, Sequence
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from uuid import UUID
+
+from sqlalchemy import Connection
+
+from gatelodge_server.core.model import (
+    AuditEvent,
+    Change,
+    Company,
+    Credential,
+    Duration,
+    Instant,
+    Partner,
+    PartnerStatus,
+    SessionEnd,
+    SigningKey,
+    Standing,
+)
+from gatelodge_server.core.ports import (
+    CompanyOutcome,
+    Done,
+    LoginAttempt,
+    Opened,
+    Purged,
+    RefreshAttempt,
+    RefreshOutcome,
+    Refused,
+    Replay,
+    SessionStanding,
+)
+from gatelodge_server.store import companies, keys, partners, sessions, signing, trail
+from gatelodge_server.store.batch import Batch
+
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+
+
+class Driver(Protocol):
+    """Runs a verb in a transaction. What SQLite and PostgreSQL do differently is behind this."""
+
+    async def write(
+        self,
+        verb: Callable[Concatenate[Connection, Arguments], Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """Run ``verb``; what it has written is durable when this returns. Raises ``Unavailable``."""
+        ...
+
+    async def read(
+        self,
+        verb: Callable[Concatenate[Connection, Arguments], Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """Run ``verb``, which only reads. Raises ``Unavailable``."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what has begun and let go."""
+        ...
+
+
+class SqlStore:
+    """The store over a driver. It is a ``ports.Store``."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._open: Batch[LoginAttempt, Opened | Refused] = Batch(lambda all_: driver.write(sessions.open_sessions, all_))
+        self._advance: Batch[RefreshAttempt, RefreshOutcome] = Batch(lambda all_: driver.write(sessions.advance_sessions, all_))
+        self._find: Batch[bytes, SessionStanding | None] = Batch(lambda all_: driver.read(sessions.find_sessions, all_))
+        self._find_key: Batch[str, Standing | None] = Batch(lambda all_: driver.read(keys.find_keys, all_))
+
+    async def close(self) -> None:
+        """Finish what has begun and let go of the database."""
+        await self._driver.close()
+
+    # sessions
+
+    async def open_session(self, attempt: LoginAttempt) -> Opened | Refused:
+        return await self._open(attempt)
+
+    async def advance_session(self, attempt: RefreshAttempt) -> RefreshOutcome:
+        return await self._advance(attempt)
+
+    async def find_session(self, session_id: bytes) -> SessionStanding | None:
+        return await self._find(session_id)
+
+    async def end_session(self, session_id: bytes, *, cause: SessionEnd, now: Instant, by: str) -> Done | None:
+        return await self._driver.write(sessions.end_session, session_id, cause, now, by)
+
+    async def purge_sessions(self, *, after: bytes | None, limit: int, ended_before: Instant) -> Purged:
+        return await self._driver.write(sessions.purge_sessions, after, limit, ended_before)
+
+    # partners and keys
+
+    async def add_partner(self, partner: Partner, key: Credential, *, by: str) -> Done | Refused:
+        return await self._driver.write(partners.add_partner, partner, key, by)
+
+    async def find_partner(self, partner_id: str) -> Partner | None:
+        return await self._driver.read(partners.find_partner, partner_id)
+
+    async def list_partners(self) -> Sequence[Partner]:
+        return await self._driver.read(partners.list_partners)
+
+    async def set_partner_status(self, partner_id: str, status: PartnerStatus, *, now: Instant, by: str) -> Done | Refused:
+        return await self._driver.write(partners.set_partner_status, partner_id, status, now, by)
+
+    async def find_key(self, key_id: str) -> Standing | None:
+        return await self._find_key(key_id)
+
+    async def get_key(self, key_id: str) -> Credential | None:
+        return await self._driver.read(keys.get_key, key_id)
+
+    async def list_keys(self, partner_id: str) -> Sequence[Credential]:
+        return await self._driver.read(keys.list_keys, partner_id)
+
+    async def roll_key(
+        self, key_id: str, replacement: Credential, *, ends_at: Instant, now: Instant, by: str
+    ) -> Done | Refused:
+        return await self._driver.write(keys.roll_key, key_id, replacement, ends_at, now, by)
+
+    async def revoke_key(self, key_id: str, *, now: Instant, by: str) -> Done | Refused:
+        return await self._driver.write(keys.revoke_key, key_id, now, by)
+
+    # companies
+
+    async def create_company(self, company: Company, key: Credential, *, replay: Replay | None, by: str) -> CompanyOutcome:
+        return await self._driver.write(companies.create_company, company, key, replay, by)
+
+    async def find_company(self, partner_id: str, company_id: UUID) -> Company | None:
+        return await self._driver.read(companies.find_company, partner_id, company_id)
+
+    async def list_companies(self, partner_id: str, *, before: UUID | None, limit: int) -> Sequence[Company]:
+        return await self._driver.read(companies.list_companies, partner_id, before, limit)
+
+    async def roll_company_key(
+        self,
+        company_id: UUID,
+        replacement: Credential,
+        *,
+        ends_at: Instant,
+        replay: Replay | None,
+        now: Instant,
+        by: str,
+    ) -> CompanyOutcome:
+        return await self._driver.write(companies.roll_company_key, company_id, replacement, ends_at, replay, now, by)
+
+    async def delete_company(self, partner_id: str, company_id: UUID, *, now: Instant, by: str) -> Done | Refused:
+        return await self._driver.write(companies.delete_company, partner_id, company_id, now, by)
+
+    # signing keys
+
+    async def list_signing_keys(self) -> Sequence[SigningKey]:
+        return await self._driver.read(signing.list_signing_keys)
+
+    async def establish_signing_keys(self, first: Sequence[SigningKey], *, now: Instant) -> Sequence[SigningKey]:
+        return await self._driver.write(signing.establish_signing_keys, first, now)
+
+    async def rotate_signing_keys(
+        self, candidate: SigningKey, *, lead: Duration, life: Duration, now: Instant, by: str
+    ) -> Done:
+        return await self._driver.write(signing.rotate_signing_keys, candidate, lead, life, now, by)
+
+    async def retire_signing_key(self, kid: str, *, now: Instant, by: str) -> Done | Refused:
+        return await self._driver.write(signing.retire_signing_key, kid, now, by)
+
+    # the trail
+
+    async def list_audit(self, *, partner_id: str | None, since: Instant | None) -> Sequence[AuditEvent]:
+        return await self._driver.read(trail.list_audit, partner_id, since)
+
+    async def list_changes(self, *, after: int, limit: int) -> Sequence[Change]:
+        return await self._driver.read(trail.list_changes, after, limit)
+
+    async def forget_replays(self, *, now: Instant) -> None:
+        await self._driver.write(trail.forget_replays, now)
+
+    async def ping(self) -> None:
+        await self._driver.read(trail.ping)

@@ -1,0 +1,170 @@
+"""The tables, the same on every database. Instants are whole milliseconds in a BIGINT, so that they compare exactly everywhere.
+
+``migrations/`` makes them; a test holds the two together. Rows of ``partner`` and ``credential`` are never deleted: ids are not
+used again, and a refused holder is told why.
+"""
+
+from typing import Any, TypeAlias
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Row,
+    String,
+    Table,
+    Text,
+    text,
+)
+
+AnyRow: TypeAlias = Row[*tuple[Any, ...]]
+"""A row of a query; its columns are read by name or taken apart."""
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite numbers rows by itself only in a column of exactly this type.
+_Sequence = BigInteger().with_variant(Integer, "sqlite")
+
+tier = Table(
+    "tier",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("requests_per_hour", Integer, nullable=False),
+    Column("requests_per_day", Integer, nullable=False),
+)
+
+partner = Table(
+    "partner",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("contact_email", String(255), nullable=False),
+    Column("tier", ForeignKey("tier.name"), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("origin", String(16), nullable=False),
+    Column("session_epoch", Integer, nullable=False, server_default=text("0")),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+company = Table(
+    "company",
+    metadata,
+    # A UUIDv7 in 16 bytes: its order is the order of creation.
+    Column("id", LargeBinary(16), primary_key=True),
+    Column("partner_id", ForeignKey("partner.id"), nullable=False),
+    Column("company_name", String(200), nullable=False),
+    Column("country", String(2), nullable=False),
+    Column("tax_number", String(64), nullable=False),
+    Column("canonical_tax_number", String(64), nullable=False),
+    Column("vat_number", String(64)),
+    Column("language", String(35)),
+    Column("address", String(500)),
+    Column("city", String(200)),
+    Column("state", String(50)),
+    Column("postal_code", String(32)),
+    Column("email", String(255)),
+    Column("user_email", String(255)),
+    Column("iban_number", String(34)),
+    Column("bic_number", String(11)),
+    Column("created_at", BigInteger, nullable=False),
+    Column("deleted_at", BigInteger),
+)
+Index("ix_company_partner_id_id", company.c.partner_id, company.c.id)
+Index(
+    "uq_company_tax_number",
+    company.c.partner_id,
+    company.c.country,
+    company.c.canonical_tax_number,
+    unique=True,
+    sqlite_where=company.c.deleted_at.is_(None),
+    postgresql_where=company.c.deleted_at.is_(None),
+)
+
+credential = Table(
+    "credential",
+    metadata,
+    Column("id", String(12), primary_key=True),
+    Column("kind", String(2), nullable=False),
+    Column("partner_id", ForeignKey("partner.id"), nullable=False, index=True),
+    Column("company_id", ForeignKey("company.id"), index=True),
+    Column("digest", LargeBinary(32), nullable=False),
+    Column("masked", String(128), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("first_used_at", BigInteger),
+    Column("ends_at", BigInteger),
+    Column("end_cause", String(16)),
+)
+
+session = Table(
+    "session",
+    metadata,
+    Column("id", LargeBinary(16), primary_key=True),
+    Column("credential_id", ForeignKey("credential.id"), nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("generation", BigInteger, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("rotated_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("retires_at", BigInteger, nullable=False),
+    Column("retry_digest", LargeBinary(32)),
+    Column("ended_at", BigInteger),
+    Column("end_cause", String(16)),
+    sqlite_with_rowid=False,
+)
+
+signing_key = Table(
+    "signing_key",
+    metadata,
+    Column("kid", String(64), primary_key=True),
+    Column("jwk", Text, nullable=False),
+    Column("wrapped", LargeBinary, nullable=False),
+    Column("published_at", BigInteger, nullable=False),
+    Column("signs_from", BigInteger),
+    Column("signs_until", BigInteger),
+    Column("gone_at", BigInteger),
+)
+
+replay = Table(
+    "replay",
+    metadata,
+    Column("id", LargeBinary(32), primary_key=True),
+    Column("fingerprint", LargeBinary(32), nullable=False),
+    Column("credential_id", ForeignKey("credential.id"), nullable=False, index=True),
+    Column("company_id", ForeignKey("company.id"), nullable=False),
+    Column("sealed", LargeBinary),
+    Column("readable_until", BigInteger, nullable=False),
+)
+
+change = Table(
+    "change",
+    metadata,
+    Column("sequence", _Sequence, primary_key=True, autoincrement=True),
+    Column("kind", String(32), nullable=False),
+    Column("subject", String(64), nullable=False),
+    Column("at", BigInteger, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("sequence", _Sequence, primary_key=True, autoincrement=True),
+    Column("at", BigInteger, nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("actor", String(128), nullable=False),
+    Column("partner_id", String(64), index=True),
+    Column("subject", String(64), nullable=False),
+    Column("detail", Text, nullable=False),
+    sqlite_autoincrement=True,
+)

@@ -1,0 +1,60 @@
+"""The change sequence and the audit trail: appended to by every verb that changes what others may rely on."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from gatelodge_server.core.model import DAY, AuditEvent, Change, Instant
+from gatelodge_server.store.tables import audit, change, replay
+
+
+def append_change(connection: Connection, kind: str, subject: str, now: Instant) -> int:
+    """Append a step to the change sequence; its number."""
+    step = connection.execute(insert(change).values(kind=kind, subject=subject, at=now).returning(change.c.sequence))
+    return int(step.scalar_one())
+
+
+def append_audit(
+    connection: Connection,
+    action: str,
+    *,
+    now: Instant,
+    by: str,
+    subject: str,
+    partner_id: str | None = None,
+    detail: str = "",
+) -> None:
+    """Append an event to the audit trail."""
+    event = {"at": now, "action": action, "actor": by, "partner_id": partner_id, "subject": subject, "detail": detail}
+    connection.execute(insert(audit), event)
+
+
+def list_audit(connection: Connection, partner_id: str | None, since: Instant | None) -> Sequence[AuditEvent]:
+    """The audit trail, oldest first."""
+    query = select(
+        audit.c.sequence, audit.c.at, audit.c.action, audit.c.actor, audit.c.partner_id, audit.c.subject, audit.c.detail
+    ).order_by(audit.c.sequence)
+    if partner_id is not None:
+        query = query.where(audit.c.partner_id == partner_id)
+    if since is not None:
+        query = query.where(audit.c.at >= since)
+    return [AuditEvent(*row) for row in connection.execute(query)]
+
+
+def list_changes(connection: Connection, after: int, limit: int) -> Sequence[Change]:
+    """The change sequence after a step."""
+    query = select(change.c.sequence, change.c.kind, change.c.subject, change.c.at)
+    query = query.where(change.c.sequence > after).order_by(change.c.sequence).limit(limit)
+    return [Change(*row) for row in connection.execute(query)]
+
+
+def forget_replays(connection: Connection, now: Instant) -> None:
+    """Blank the sealed keys whose time is over; drop records that are older than a day."""
+    over = replay.c.readable_until <= now
+    connection.execute(update(replay).where(over, replay.c.sealed.is_not(None)).values(sealed=None))
+    connection.execute(delete(replay).where(replay.c.readable_until <= now - DAY))
+
+
+def ping(connection: Connection) -> None:
+    """Read something."""
+    connection.execute(select(change.c.sequence).limit(1))
