@@ -334,6 +334,7 @@ class UnverifiedToken:
     algorithm: str
     type: str
     issuer: str | None
+    environment: str | None
     _claims: Mapping[str, object] = field(repr=False)
     _signing_input: bytes = field(repr=False)
     _signature: bytes = field(repr=False)
@@ -359,9 +360,18 @@ def read_unverified(text: str) -> UnverifiedToken:
         raise InvalidCredential
     if algorithm not in _KINDS or _KID.fullmatch(kid) is None or not _UNACCEPTABLE_MEMBERS.isdisjoint(header):
         raise InvalidCredential
-    issuer = claims.get(Claim.ISSUER)
+    issuer, environment = claims.get(Claim.ISSUER), claims.get(Claim.ENVIRONMENT)
     signing_input = text[: match.end(2)].encode("ascii")
-    return UnverifiedToken(kid, algorithm, type_, issuer if isinstance(issuer, str) else None, claims, signing_input, signature)
+    return UnverifiedToken(
+        kid,
+        algorithm,
+        type_,
+        issuer if isinstance(issuer, str) else None,
+        environment if isinstance(environment, str) else None,
+        claims,
+        signing_input,
+        signature,
+    )
 
 
 # RFC 7515 4.1.11: a `crit` must be understood, and we know no extension; `b64` (RFC 7797) and `zip` would change what
