@@ -40,7 +40,8 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 class Server:
     """`gatelodge serve` over TLS on a free loopback port, in a process group of its own.
 
-    ``prefix`` is put in front of the command (strace, faketime); ``environ`` adds settings. Its log is ``log_path``.
+    ``prefix`` is put in front of the command (strace, faketime); ``environ`` adds settings; ``program`` may be another that
+    takes the same arguments. Its log is ``log_path``.
     """
 
     def __init__(
@@ -48,13 +49,14 @@ class Server:
         data: Path,
         *args: str,
         prefix: Sequence[str] = (),
+        program: Sequence[str] = PROGRAM,
         environ: Mapping[str, str] | None = None,
         public_url: str | None = None,
         port: int = 0,
     ) -> None:
         self.data = data
         self._args = args
-        self._prefix = tuple(prefix)
+        self._prefix = (*prefix, *program)
         # The issuer has to stay the same over restarts, so that tokens outlive them.
         self._environ = {"GATELODGE_PUBLIC_URL": public_url or "https://localhost:8443", **(environ or {})}
         self.port = port
@@ -94,7 +96,7 @@ class Server:
     def start(self) -> None:
         """Start, and return when it listens. It keeps its port over restarts."""
         self.data.parent.mkdir(parents=True, exist_ok=True)
-        command = [*self._prefix, *PROGRAM, "serve", "--json", "--port", str(self.port), "--data", str(self.data)]
+        command = [*self._prefix, "serve", "--json", "--port", str(self.port), "--data", str(self.data)]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, *self._args],

@@ -106,10 +106,21 @@ def load_master_keys(settings: Settings, environ: Mapping[str, str]) -> MasterKe
     return MasterKeys.parse(text.replace(",", "\n"), source=MASTER_KEY_VARIABLE)
 
 
-def assemble(settings: Settings, vault: Vault, *, clock: Clock = system_clock, entropy: Entropy = system_entropy) -> Lodge:
+def open_store(settings: Settings) -> SqlStore:
+    """The store that the settings name."""
+    return SqlStore(SqliteDriver(settings.database, on_fault=lambda kind: log.error("store_unavailable", fault=kind)))
+
+
+def assemble(
+    settings: Settings,
+    vault: Vault,
+    *,
+    clock: Clock = system_clock,
+    entropy: Entropy = system_entropy,
+    store_of: Callable[[Settings], SqlStore] = open_store,
+) -> Lodge:
     """Put the parts together."""
-    driver = SqliteDriver(settings.database, on_fault=lambda kind: log.error("store_unavailable", fault=kind))
-    store = SqlStore(driver)
+    store = store_of(settings)
     credentials = Credentials(store=store, clock=clock, entropy=entropy, brand=settings.brand, environment=settings.environment)
     signing_keys = SigningKeys(
         store=store, sealer=vault, clock=clock, monotonic=time.monotonic, jwt_ttl=settings.lifetimes.jwt_ttl

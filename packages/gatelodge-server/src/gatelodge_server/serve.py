@@ -10,7 +10,7 @@ from typing import Final
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from gatelodge_server.app import StartFault, assemble, load_master_keys, prepare, web_app
+from gatelodge_server.app import Lodge, StartFault, assemble, load_master_keys, prepare, web_app
 from gatelodge_server.http.edge import Edge
 from gatelodge_server.listener import BoundedProtocol, GateLoop
 from gatelodge_server.log import configure_log, log
@@ -35,7 +35,7 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
-class _WebApp:
+class WebApp:
     """Makes the application in the process that is to serve it. It can be sent to a process: it holds no secret."""
 
     settings: Settings
@@ -43,7 +43,11 @@ class _WebApp:
     def __call__(self) -> Edge:
         configure_log()
         _hear_libraries()
-        return web_app(assemble(self.settings, Vault(load_master_keys(self.settings, os.environ), system_entropy)))
+        return web_app(self.assemble(Vault(load_master_keys(self.settings, os.environ), system_entropy)))
+
+    def assemble(self, vault: Vault) -> Lodge:
+        """The parts that serve."""
+        return assemble(self.settings, vault)
 
 
 class _Announcing(uvicorn.Server):
@@ -72,7 +76,9 @@ class _AnnouncingWorkers(Multiprocess):
             self._announce()
 
 
-def serve(settings: Settings, announce: Callable[[Started], None]) -> None:
+def serve(
+    settings: Settings, announce: Callable[[Started], None], *, web_app_of: Callable[[Settings], WebApp] = WebApp
+) -> None:
     """Serve until told to stop (SIGTERM, SIGINT); requests under way are answered first. Raises ``StartFault``."""
     fresh = prepare(settings, os.environ)
     sock = _bind(settings)
@@ -82,7 +88,7 @@ def serve(settings: Settings, announce: Callable[[Started], None]) -> None:
     settings = replace(settings, port=port)
     certificate = certificate_of(settings)
     try:
-        config = _config(settings, certificate)
+        config = _config(web_app_of(settings), certificate)
     except OSError as fault:
         raise StartFault(f"the certificate cannot be used: {fault}") from fault
     started = Started(settings, certificate, fresh)
@@ -92,11 +98,11 @@ def serve(settings: Settings, announce: Callable[[Started], None]) -> None:
         _Announcing(config, lambda: announce(started)).run([sock])
 
 
-def _config(settings: Settings, certificate: Certificate | None) -> uvicorn.Config:
+def _config(app: WebApp, certificate: Certificate | None) -> uvicorn.Config:
     return uvicorn.Config(
-        _WebApp(settings),
+        app,
         factory=True,
-        workers=settings.workers,
+        workers=app.settings.workers,
         loop=GateLoop,  # type: ignore[arg-type]  # a class is taken where a name of one is
         http=BoundedProtocol,
         ws="none",
