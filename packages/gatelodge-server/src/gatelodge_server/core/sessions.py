@@ -14,8 +14,8 @@ What happens at a refresh (``POST /auth/refresh``):
 3. As above.
 """
 
-from dataclasses import dataclass, replace
-from typing import Final, assert_never
+from dataclasses import dataclass
+from typing import Final, NamedTuple, assert_never
 
 from gatelodge.errors import CredentialExpired, CredentialRevoked
 from gatelodge.wire import SESSION_TYPES, Claim
@@ -73,8 +73,7 @@ class SessionLifetimes:
     """From the login, however busy the session is."""
 
 
-@dataclass(frozen=True, slots=True)
-class SessionTokens:
+class SessionTokens(NamedTuple):
     """What a login or a refresh gives out."""
 
     jwt: Secret
@@ -114,14 +113,14 @@ def judge_refresh(found: SessionStanding | None, attempt: RefreshAttempt) -> Ref
         # A future that the row does not know: the database has been restored from a backup. Whoever holds the token of the
         # row's own generation may be the one whom the lost refresh had shut out.
         return _condemn(session, SessionEnd.RESTORED, now)
-    if attempt.generation < session.generation:
-        if _is_retry(session, attempt):
-            return Repeated(session, found.standing.holder)
+    spent = attempt.generation < session.generation
+    if spent and not _is_retry(session, attempt):
         return _condemn(session, SessionEnd.REUSE, now)
     if now >= min(session.expires_at, session.retires_at):
         return Refused(CredentialExpired)
-    moved = replace(
-        session,
+    if spent:
+        return Repeated(session, found.standing.holder)
+    moved = session._replace(
         generation=session.generation + 1,
         rotated_at=now,
         expires_at=min(attempt.expires_at, session.retires_at),
@@ -141,7 +140,7 @@ def _is_retry(session: Session, attempt: RefreshAttempt) -> bool:
 
 
 def _condemn(session: Session, cause: SessionEnd, now: Instant) -> Condemned:
-    return Condemned(replace(session, ended_at=now, end_cause=cause), cause)
+    return Condemned(session._replace(ended_at=now, end_cause=cause), cause)
 
 
 class Sessions:
