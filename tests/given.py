@@ -1,0 +1,86 @@
+"""What tests of the server's inside are given: clocks that stand still, and the things of the domain, ready made."""
+
+import os
+from dataclasses import replace
+
+from gatelodge.wire import BASE62
+from gatelodge_server.core.ids import company_id, uuid7
+from gatelodge_server.core.model import (
+    DAY,
+    Company,
+    CompanyDetails,
+    Credential,
+    Origin,
+    Partner,
+    PartnerStatus,
+    SigningKey,
+)
+from gatelodge_server.core.ports import LoginAttempt, RefreshAttempt, Replay
+
+START = 1_780_000_000_000
+"""When the tests' world begins."""
+WEEK = 7 * DAY
+AROUND = (-1, 0, 1)
+"""A boundary is looked at from both sides and from on top of it."""
+
+
+class Clock:
+    """A wall clock that stands still until it is moved; it counts how often it was read."""
+
+    def __init__(self, now=START):
+        self.now = now
+        self.reads = 0
+
+    def __call__(self):
+        self.reads += 1
+        return self.now
+
+    def forward(self, milliseconds):
+        self.now += milliseconds
+
+
+def base62(length):
+    return "".join(BASE62[byte % len(BASE62)] for byte in os.urandom(length))
+
+
+def a_partner(id="acme-motors", **changes):  # noqa: A002 - the field's name
+    partner = Partner(
+        id=id,
+        name="Acme Motors",
+        contact_email="dev@acme.example",
+        tier="starter",
+        status=PartnerStatus.ACTIVE,
+        origin=Origin.MANAGED,
+        created_at=START,
+    )
+    return replace(partner, **changes)
+
+
+def a_key(partner_id="acme-motors", company_id=None, created_at=START):  # noqa: A002
+    id_ = base62(12)
+    kind = "pk" if company_id is None else "ck"
+    masked = f"gatelodge_uat_{kind}_{id_}_…"
+    return Credential(id_, kind, partner_id, company_id, os.urandom(32), masked, created_at)
+
+
+def a_company(partner_id="acme-motors", *, created_at=START, **details):
+    filled = {"company_name": "Müller GmbH", "country": "DE", "tax_number": base62(11)} | details
+    return Company(company_id(created_at, os.urandom), partner_id, CompanyDetails(**filled), created_at)
+
+
+def a_login(key, *, now=START, **changes):
+    attempt = LoginAttempt(key.id, key.digest, uuid7(now, os.urandom), now, now + WEEK, now + 4 * WEEK)
+    return replace(attempt, **changes)
+
+
+def a_refresh(session, *, now=START, **changes):
+    """A refresh with the present token of ``session``; ``generation`` may be another."""
+    return replace(RefreshAttempt(session.id, session.generation, None, now, now + WEEK), **changes)
+
+
+def a_replay(*, readable_until=START + DAY, **changes):
+    return replace(Replay(os.urandom(32), os.urandom(32), os.urandom(60), readable_until), **changes)
+
+
+def a_signing_key(kid=None, *, published_at=START, **changes):
+    return replace(SigningKey(kid or base62(43), '{"kty":"EC"}', os.urandom(60), published_at), **changes)
