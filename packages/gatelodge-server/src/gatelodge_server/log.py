@@ -4,7 +4,8 @@ Nothing here is given a secret: what is logged is ids, codes and addresses.
 """
 
 import sys
-from typing import Any, Final
+from datetime import UTC, datetime
+from typing import Final
 
 import msgspec
 import structlog
@@ -12,17 +13,15 @@ import structlog
 _ENCODER: Final = msgspec.json.Encoder(enc_hook=repr)
 
 
-def _encode(event: Any, **_: Any) -> bytes:  # noqa: ANN401 - structlog's signature
-    return _ENCODER.encode(event)
+def _render(_logger: object, _method: str, event: structlog.typing.EventDict) -> bytes:
+    # One step in place of structlog's three: a line is written for every login and refresh.
+    return _ENCODER.encode({"at": datetime.now(UTC), **event})  # noqa: TID251 - a log has the machine's own time
 
 
 def configure_log() -> None:
     """Set up the log of this process."""
     structlog.configure(
-        processors=[
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
-            structlog.processors.JSONRenderer(serializer=_encode),
-        ],
+        processors=[_render],
         wrapper_class=structlog.make_filtering_bound_logger("info"),
         logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
         cache_logger_on_first_use=True,

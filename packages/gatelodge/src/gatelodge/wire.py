@@ -13,6 +13,9 @@ from typing import Final, Literal, get_args
 
 BASE62: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
+_PAIRS: Final = tuple(first + second for first in BASE62 for second in BASE62)
+"""Two digits at a time: every key that is presented has its checksum taken."""
+
 KEY_ID_LENGTH: Final = 12
 KEY_SECRET_LENGTH: Final = 30
 KEY_CHECKSUM_LENGTH: Final = 6
@@ -96,9 +99,6 @@ class ApiKey:
 
 def checksum(text: str) -> str:
     """Give the CRC-32 of ``text`` as six Base62 characters, most significant first."""
-    value = zlib.crc32(text.encode("ascii"))
-    digits = []
-    for _ in range(KEY_CHECKSUM_LENGTH):
-        value, digit = divmod(value, len(BASE62))
-        digits.append(BASE62[digit])
-    return "".join(reversed(digits))
+    high, low = divmod(zlib.crc32(text.encode("ascii")), len(_PAIRS))
+    high, middle = divmod(high, len(_PAIRS))
+    return _PAIRS[high] + _PAIRS[middle] + _PAIRS[low]

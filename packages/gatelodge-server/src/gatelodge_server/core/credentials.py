@@ -13,7 +13,7 @@ import hashlib
 import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from gatelodge.errors import (
@@ -50,9 +50,9 @@ _END_REASONS: Final[dict[EndCause, type[Rejected]]] = {
 _NOBODYS_DIGEST: Final = bytes(32)
 
 
-def digest_key(key: ApiKey) -> bytes:
+def digest_key(text: Secret) -> bytes:
     """What is stored of a key. Its secret has 178 random bits, so a plain SHA-256 cannot be searched backwards."""
-    return hashlib.sha256(key.text.encode("ascii")).digest()
+    return hashlib.sha256(text.reveal().encode("ascii")).digest()
 
 
 def judge_standing(standing: Standing, now: Instant) -> type[Rejected] | None:
@@ -85,8 +85,7 @@ class IssuedKey:
     text: Secret
 
 
-@dataclass(frozen=True, slots=True)
-class PresentedKey:
+class PresentedKey(NamedTuple):
     """A well-formed key of this environment, not yet looked up."""
 
     id: str
@@ -106,8 +105,9 @@ class Credentials:
     def issue(self, partner_id: str, company_id: UUID | None, now: Instant) -> IssuedKey:
         """Make a key for a partner, or for one of its companies. Nothing is stored yet."""
         key = api_key(self._brand, self._environment, "pk" if company_id is None else "ck", self._entropy)
-        credential = Credential(key.id, key.kind, partner_id, company_id, digest_key(key), key.masked, now)
-        return IssuedKey(credential, Secret(key.text))
+        text = Secret(key.text)
+        credential = Credential(key.id, key.kind, partner_id, company_id, digest_key(text), key.masked, now)
+        return IssuedKey(credential, text)
 
     def recognise(self, presented: Secret) -> PresentedKey:
         """Take a presented key apart. Raises ``InvalidCredential``, or ``WrongEnvironment`` by the key's own marking."""
@@ -116,7 +116,7 @@ class Credentials:
             raise InvalidCredential
         if key.environment != self._environment:
             raise WrongEnvironment
-        return PresentedKey(key.id, digest_key(key))
+        return PresentedKey(key.id, digest_key(presented))
 
     async def authenticate(self, presented: Secret) -> Holder:
         """Whom a key speaks for now. Raises a ``Rejected``."""

@@ -1,9 +1,12 @@
-"""The things of the domain, as they are once stored: frozen, exact, without behaviour beyond what follows from their fields."""
+"""The things of the domain, as they are once stored: frozen, exact, without behaviour beyond what follows from their fields.
+
+Those that are made several times for every login and refresh are named tuples: a frozen dataclass takes three times as long.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 from gatelodge.wire import KeyKind
@@ -113,8 +116,7 @@ class Credential:
     end_cause: EndCause | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(NamedTuple):
     """Whom a credential speaks for."""
 
     partner_id: str
@@ -128,8 +130,7 @@ class Holder:
         return "partner" if self.company_id is None else "company"
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(NamedTuple):
     """All that decides whether an API key, or a session that it started, still lets its holder in."""
 
     holder: Holder
@@ -142,8 +143,7 @@ class Standing:
     company_gone: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(NamedTuple):
     """One login and all that was refreshed from it: a single row, however often it is refreshed."""
 
     id: bytes

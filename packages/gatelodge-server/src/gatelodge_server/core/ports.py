@@ -10,7 +10,7 @@ answer for later appends to the audit trail, in that same transaction. ``by`` na
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 from uuid import UUID
 
 from gatelodge.errors import Rejected
@@ -34,8 +34,7 @@ Reason: TypeAlias = type[Rejected] | type[Refusal]
 """Why not: the class of the refusal that the caller is to raise."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(NamedTuple):
     """It was not done, for this reason."""
 
     reason: Reason
@@ -51,8 +50,7 @@ class Done:
 # --- sessions -------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class LoginAttempt:
+class LoginAttempt(NamedTuple):
     """A session to be opened with an API key. The instants are those of the session if it is."""
 
     key_id: str
@@ -63,16 +61,14 @@ class LoginAttempt:
     retires_at: Instant
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(NamedTuple):
     """The session stands."""
 
     session: Session
     holder: Holder
 
 
-@dataclass(frozen=True, slots=True)
-class RefreshAttempt:
+class RefreshAttempt(NamedTuple):
     """A genuine refresh token was presented. ``retry`` is the digest of its Idempotency-Key."""
 
     session_id: bytes
@@ -83,24 +79,21 @@ class RefreshAttempt:
     """When the successor expires, unless the session retires before."""
 
 
-@dataclass(frozen=True, slots=True)
-class Advanced:
+class Advanced(NamedTuple):
     """This caller won: the session is one generation on."""
 
     session: Session
     holder: Holder
 
 
-@dataclass(frozen=True, slots=True)
-class Repeated:
+class Repeated(NamedTuple):
     """The same caller asks again for the successor that it never heard of."""
 
     session: Session
     holder: Holder
 
 
-@dataclass(frozen=True, slots=True)
-class Condemned:
+class Condemned(NamedTuple):
     """The token was spent, or from a lost future: the session has been ended by this very verb."""
 
     session: Session
@@ -110,8 +103,7 @@ class Condemned:
 RefreshOutcome: TypeAlias = Advanced | Repeated | Condemned | Refused
 
 
-@dataclass(frozen=True, slots=True)
-class SessionStanding:
+class SessionStanding(NamedTuple):
     """A session and the credential that started it."""
 
     session: Session

@@ -10,8 +10,7 @@ fill 60 characters without a bit to spare, so each token has exactly one spellin
 import base64
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from gatelodge.errors import InvalidCredential, WrongEnvironment
 from gatelodge.wire import BRAND_PATTERN, ENVIRONMENT_PATTERN
@@ -29,8 +28,7 @@ _PATTERN: Final = re.compile(rf"({BRAND_PATTERN.pattern})_({ENVIRONMENT_PATTERN.
 _MAX_LENGTH: Final = 128
 
 
-@dataclass(frozen=True, slots=True)
-class RefreshClaim:
+class RefreshClaim(NamedTuple):
     """What a genuine refresh token says: this session, at this generation."""
 
     session_id: bytes

@@ -2,15 +2,13 @@
 
 import ipaddress
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Final
 
 from limits import RateLimitItem, parse
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 
-from gatelodge.errors import InvalidCredential
 from gatelodge_server.http.edge import parse_address
 from gatelodge_server.http.problems import TooManyFailures
 
@@ -37,14 +35,9 @@ class Attempts:
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
         self._wall_clock = wall_clock
 
-    @asynccontextmanager
-    async def counted(self, address: str) -> AsyncIterator[None]:
-        """Count an ``InvalidCredential`` that leaves the block; past the limit it leaves as ``TooManyFailures``."""
-        try:
-            yield
-        except InvalidCredential:
-            bucket = bucket_of(address)
-            if await self._limiter.hit(self._limit, bucket):
-                raise
+    async def count(self, address: str) -> None:
+        """Count an ``InvalidCredential`` that is about to be answered. Raises ``TooManyFailures`` past the limit instead."""
+        bucket = bucket_of(address)
+        if not await self._limiter.hit(self._limit, bucket):
             window = await self._limiter.get_window_stats(self._limit, bucket)
-            raise TooManyFailures(max(1, round(window.reset_time - self._wall_clock()))) from None
+            raise TooManyFailures(max(1, round(window.reset_time - self._wall_clock())))

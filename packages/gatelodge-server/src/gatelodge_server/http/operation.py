@@ -6,7 +6,7 @@ The same table of operations is served, and described in the OpenAPI document: w
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -61,10 +61,13 @@ class Call:
 
     def header(self, name: bytes) -> bytes | None:
         """The value of a header. Raises ``MalformedRequest`` if it was sent twice with different values."""
-        values = {value for key, value in self._headers if key == name}
-        if len(values) > 1:
-            raise MalformedRequest
-        return values.pop() if values else None
+        found = None
+        for key, value in self._headers:
+            if key == name:
+                if found is not None and found != value:
+                    raise MalformedRequest
+                found = value
+        return found
 
     def query(self) -> dict[str, str]:
         """The parameters of the query string, the last of each name."""
@@ -99,8 +102,7 @@ class Call:
         return values[0].decode("ascii")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What a handler answers with."""
 
     status: int

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
@@ -15,7 +16,7 @@ from gatelodge.errors import (
     PartnerSuspended,
     WrongEnvironment,
 )
-from gatelodge_server.core.model import Instant
+from gatelodge_server.core.model import SECOND, Instant
 from gatelodge_server.core.refusals import NoCredential, RefreshTokenReused, Unavailable
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.core.sessions import Sessions, SessionTokens
@@ -41,7 +42,13 @@ CREDENTIAL_REFUSALS: Final = (
 
 def rfc3339(instant: Instant) -> str:
     """An instant as `2026-06-26T07:56:42.199+00:00`."""
-    return (_EPOCH + timedelta(milliseconds=instant)).isoformat(timespec="milliseconds")
+    second, millisecond = divmod(instant, SECOND)
+    return f"{_second(second)}.{millisecond:03}+00:00"
+
+
+@lru_cache(maxsize=64)  # a busy server writes the same few seconds again and again
+def _second(second: int) -> str:
+    return (_EPOCH + timedelta(seconds=second)).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 class LoginBody(msgspec.Struct, rename="camel", frozen=True):
@@ -81,22 +88,31 @@ class SessionRoutes:
 
     async def log_in(self, call: Call, body: LoginBody) -> Answer:
         """Exchange an API key for a session."""
-        async with self._attempts.counted(call.address):
+        try:
             tokens = await self._sessions.log_in(body.api_key)
+        except InvalidCredential:
+            await self._attempts.count(call.address)
+            raise
         return _answer("session.opened", tokens, call)
 
     async def refresh(self, call: Call, body: RefreshBody) -> Answer:
         """Exchange a refresh token for its successor."""
         idempotency_key = call.idempotency_key()
-        async with self._attempts.counted(call.address):
+        try:
             tokens = await self._sessions.refresh(body.refresh_token, idempotency_key=idempotency_key)
+        except InvalidCredential:
+            await self._attempts.count(call.address)
+            raise
         return _answer("session.refreshed", tokens, call)
 
     async def log_out(self, call: Call, body: LogoutBody | None) -> Answer:
         """End a session."""
         if body is not None and body.refresh_token is not None:
-            async with self._attempts.counted(call.address):
+            try:
                 await self._sessions.log_out(body.refresh_token)
+            except InvalidCredential:
+                await self._attempts.count(call.address)
+                raise
         else:
             await self._sessions.end(await self._guard.session(call))
         return Answer(HTTPStatus.NO_CONTENT)

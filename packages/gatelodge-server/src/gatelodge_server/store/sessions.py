@@ -2,7 +2,20 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    delete,
+    false,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from gatelodge.errors import InvalidCredential
 from gatelodge_server.core.credentials import judge_key
@@ -21,7 +34,7 @@ from gatelodge_server.core.ports import (
 )
 from gatelodge_server.core.sessions import judge_refresh
 from gatelodge_server.store.keys import STANDING_COLUMNS, WITH_HOLDER, note_first_use, read_standings, standing_of
-from gatelodge_server.store.tables import AnyRow, credential, session
+from gatelodge_server.store.tables import AnyRow, credential, partner, session
 from gatelodge_server.store.trail import append_audit, append_change
 
 _SESSION_COLUMNS = (
@@ -56,6 +69,24 @@ _WRITE = (
         ended_at=bindparam("new_ended_at"),
         end_cause=bindparam("new_end_cause"),
     )
+)
+
+_BEFORE: ColumnElement[int] = bindparam("before", type_=BigInteger)
+_IS_OVER = or_(
+    session.c.expires_at <= _BEFORE,
+    session.c.retires_at <= _BEFORE,
+    session.c.ended_at <= _BEFORE,
+    credential.c.ends_at <= _BEFORE,
+    # That all sessions of a partner were ended has no date, and needs none: while the partner is suspended its holder is
+    # told so, and afterwards there is nothing left to tell.
+    and_(session.c.epoch != partner.c.session_epoch, partner.c.status != PartnerStatus.SUSPENDED.value),
+)
+_SLICE = (
+    select(session.c.id, func.coalesce(_IS_OVER, false()).label("is_over"))
+    .select_from(session.join(WITH_HOLDER, credential.c.id == session.c.credential_id))
+    .where(session.c.id > bindparam("after"))
+    .order_by(session.c.id)
+    .limit(bindparam("limit"))
 )
 
 
@@ -185,23 +216,8 @@ def purge_sessions(connection: Connection, after: bytes | None, limit: int, ende
 
     It walks along the primary key: an index on the expiry would have to be kept up by every refresh.
     """
-    query = select(*_SESSION_COLUMNS, *STANDING_COLUMNS).select_from(
-        session.join(WITH_HOLDER, credential.c.id == session.c.credential_id)
-    )
-    if after is not None:
-        query = query.where(session.c.id > after)
-    slice_ = [_session_of(row) for row in connection.execute(query.order_by(session.c.id).limit(limit))]
-    dead = [found.session.id for found in slice_ if _is_over(found, ended_before)]
+    slice_ = connection.execute(_SLICE, {"after": after or b"", "before": ended_before, "limit": limit}).all()
+    dead = [row.id for row in slice_ if row.is_over]
     if dead:
         connection.execute(delete(session).where(session.c.id.in_(dead)))
-    return Purged(slice_[-1].session.id if len(slice_) == limit else None, len(dead))
-
-
-def _is_over(found: SessionStanding, before: Instant) -> bool:
-    ended, standing = found.session, found.standing
-    instants = (ended.expires_at, ended.retires_at, ended.ended_at, standing.ends_at)
-    if min(instant for instant in instants if instant is not None) <= before:
-        return True
-    # That all sessions of a partner were ended has no date, and needs none: while the partner is suspended its holder is
-    # told so, and afterwards there is nothing left to tell.
-    return ended.epoch != standing.session_epoch and standing.partner_status is not PartnerStatus.SUSPENDED
+    return Purged(slice_[-1].id if len(slice_) == limit else None, len(dead))
