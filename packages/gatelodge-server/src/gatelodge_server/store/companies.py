@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from uuid import UUID
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from gatelodge_server.core.companies import canonical_tax_number
@@ -109,7 +109,7 @@ def roll_company_key(
         return known
     if not _lock_company(connection, replacement.partner_id, company_id):
         return Refused(CompanyNotFound)
-    live = _keys_of(connection, company_id)
+    live = _keys_alive(connection, company_id, ends_at)
     insert_key(connection, replacement)
     _keep_replay(connection, asked, replacement, company_id)
     detail = replacement.masked
@@ -122,7 +122,7 @@ def delete_company(connection: Connection, partner_id: str, company_id: UUID, no
     if not _lock_company(connection, partner_id, company_id):
         return Refused(CompanyNotFound)
     connection.execute(update(company).where(company.c.id == company_id.bytes).values(deleted_at=now))
-    end_keys(connection, _keys_of(connection, company_id), ends_at=now, cause=EndCause.REVOKED, now=now, by=by)
+    end_keys(connection, _keys_alive(connection, company_id, now), ends_at=now, cause=EndCause.REVOKED, now=now, by=by)
     subject = str(company_id)
     append_audit(connection, "company.deleted", now=now, by=by, subject=subject, partner_id=partner_id)
     return Done(append_change(connection, "company", subject, now))
@@ -135,6 +135,9 @@ def _lock_company(connection: Connection, partner_id: str, company_id: UUID) -> 
     return connection.execute(query.with_for_update()).one_or_none() is not None
 
 
-def _keys_of(connection: Connection, company_id: UUID) -> Sequence[Credential]:
-    query = CREDENTIALS.where(credential.c.company_id == company_id.bytes)
+def _keys_alive(connection: Connection, company_id: UUID, then: Instant) -> Sequence[Credential]:
+    # Not those that have ended: each rotation would tell of every key that the company ever had.
+    query = CREDENTIALS.where(
+        credential.c.company_id == company_id.bytes, or_(credential.c.ends_at.is_(None), credential.c.ends_at > then)
+    )
     return [credential_of(row) for row in connection.execute(query)]
