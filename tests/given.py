@@ -39,6 +39,11 @@ class Clock:
         self.now += milliseconds
 
 
+def changed(thing, **changes):
+    """A copy of a frozen thing with some fields changed."""
+    return thing._replace(**changes) if isinstance(thing, tuple) else replace(thing, **changes)
+
+
 def base62(length):
     return "".join(BASE62[byte % len(BASE62)] for byte in os.urandom(length))
 
@@ -53,10 +58,10 @@ def a_partner(id="acme-motors", **changes):  # noqa: A002 - the field's name
         origin=Origin.MANAGED,
         created_at=START,
     )
-    return replace(partner, **changes)
+    return changed(partner, **changes)
 
 
-def a_key(partner_id="acme-motors", company_id=None, created_at=START):  # noqa: A002
+def a_key(partner_id="acme-motors", company_id=None, created_at=START):
     id_ = base62(12)
     kind = "pk" if company_id is None else "ck"
     masked = f"gatelodge_uat_{kind}_{id_}_…"
@@ -70,17 +75,17 @@ def a_company(partner_id="acme-motors", *, created_at=START, **details):
 
 def a_login(key, *, now=START, **changes):
     attempt = LoginAttempt(key.id, key.digest, uuid7(now, os.urandom), now, now + WEEK, now + 4 * WEEK)
-    return replace(attempt, **changes)
+    return changed(attempt, **changes)
 
 
 def a_refresh(session, *, now=START, **changes):
     """A refresh with the present token of ``session``; ``generation`` may be another."""
-    return replace(RefreshAttempt(session.id, session.generation, None, now, now + WEEK), **changes)
+    return changed(RefreshAttempt(session.id, session.generation, None, now, now + WEEK), **changes)
 
 
 def a_replay(*, readable_until=START + DAY, **changes):
-    return replace(Replay(os.urandom(32), os.urandom(32), os.urandom(60), readable_until), **changes)
+    return changed(Replay(os.urandom(32), os.urandom(32), os.urandom(60), readable_until), **changes)
 
 
 def a_signing_key(kid=None, *, published_at=START, **changes):
-    return replace(SigningKey(kid or base62(43), '{"kty":"EC"}', os.urandom(60), published_at), **changes)
+    return changed(SigningKey(kid or base62(43), '{"kty":"EC"}', os.urandom(60), published_at), **changes)

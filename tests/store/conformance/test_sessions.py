@@ -2,10 +2,9 @@
 
 import asyncio
 import os
-from dataclasses import replace
 
 import pytest
-from given import AROUND, START, WEEK, a_key, a_login, a_partner, a_refresh
+from given import AROUND, START, WEEK, a_key, a_login, a_partner, a_refresh, changed
 
 from gatelodge.errors import (
     CredentialExpired,
@@ -142,7 +141,7 @@ async def test_r23_a_refresh_moves_the_session_on_and_spends_the_token(store, ke
     session = await opened(store, key)
     digest = os.urandom(32)
     moved = await advanced(store, session, now=START + 5, retry=digest)
-    assert moved == replace(session, generation=1, rotated_at=START + 5, expires_at=START + 5 + WEEK, retry_digest=digest)
+    assert moved == changed(session, generation=1, rotated_at=START + 5, expires_at=START + 5 + WEEK, retry_digest=digest)
     assert await as_stored(store, session) == moved
     again = await advanced(store, moved, now=START + 9)
     assert (again.generation, again.retry_digest) == (2, None)
@@ -197,7 +196,7 @@ async def test_r24_a_spent_token_ends_the_session_for_every_descendant(store, ke
     outcome = await store.advance_session(a_refresh(session, now=START + 7))
     assert isinstance(outcome, Condemned)
     assert outcome.cause is SessionEnd.REUSE
-    assert outcome.session == replace(moved, ended_at=START + 7, end_cause=SessionEnd.REUSE)
+    assert outcome.session == changed(moved, ended_at=START + 7, end_cause=SessionEnd.REUSE)
     assert await as_stored(store, session) == outcome.session
     for generation in (0, 1, 2):
         refused = await store.advance_session(a_refresh(session, generation=generation, now=START + 8))
@@ -386,7 +385,7 @@ async def test_an_ended_session_refreshes_no_more(store, key, trail, cause):
     session = await opened(store, key)
     done = await store.end_session(session.id, cause=cause, now=START + 3, by="test")
     assert isinstance(done, Done)
-    assert await as_stored(store, session) == replace(session, ended_at=START + 3, end_cause=cause)
+    assert await as_stored(store, session) == changed(session, ended_at=START + 3, end_cause=cause)
     reason = RefreshTokenReused if cause is SessionEnd.REUSE else CredentialRevoked
     assert await store.advance_session(a_refresh(session)) == Refused(reason)
     assert await trail(session.id.hex()) == (["session"], [f"session.{cause}"])
