@@ -162,6 +162,8 @@ async def read_body(call: Call, receive: Receive) -> bytes:
     if length is not None and (not length.isdigit() or int(length) > BODY_MAX):
         raise BodyTooLarge
     message = await receive()
+    if message["type"] == "http.disconnect":
+        raise MalformedRequest  # not the same as an empty body, which may be a whole request
     data: bytes = message.get("body", b"")
     if not message.get("more_body"):
         if len(data) > BODY_MAX:
