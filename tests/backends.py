@@ -1,11 +1,26 @@
 """The databases that the store runs on. A backend is known by an address, so that another process can open it as well."""
 
+import functools
+import tempfile
+from pathlib import Path
+
 from sqlalchemy import func, select
 
 from gatelodge_server.store.migrate import upgrade
 from gatelodge_server.store.sqlite import SqliteDriver, sqlite_engine
 from gatelodge_server.store.store import SqlStore
 from gatelodge_server.store.tables import metadata
+
+
+@functools.cache
+def _empty_database():
+    """A database as the migrations make it. They take longer than most tests, so they run once."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "empty.db"
+        engine = sqlite_engine(path)
+        upgrade(engine)
+        engine.dispose()
+        return path.read_bytes()
 
 
 class SqliteBackend:
@@ -18,9 +33,7 @@ class SqliteBackend:
     @classmethod
     def create(cls, directory):
         backend = cls(directory / "gatelodge.db")
-        engine = backend.engine()
-        upgrade(engine)
-        engine.dispose()
+        backend.path.write_bytes(_empty_database())
         return backend
 
     @property
