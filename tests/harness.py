@@ -93,13 +93,13 @@ class Server:
             base_url=self.url, verify=self.tls(), timeout=30, trust_env=False, limits=limits, **options
         )
 
-    def start(self) -> None:
-        """Start, and return when it listens. It keeps its port over restarts."""
+    def start(self, *args: str) -> None:
+        """Start, and return when it listens. It keeps its port over restarts; ``args`` are for this start only."""
         self.data.parent.mkdir(parents=True, exist_ok=True)
         command = [*self._prefix, "serve", "--json", "--port", str(self.port), "--data", str(self.data)]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, *self._args],
+                [*command, *self._args, *args],
                 env=clean_environment(self._environ),
                 stdout=subprocess.PIPE,
                 stderr=log,

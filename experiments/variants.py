@@ -1,0 +1,211 @@
+"""Servers with one part swapped: ``python -m experiments.variants NAME serve …`` takes the arguments of ``gatelodge serve``.
+
+All but ``clock`` are broken on purpose, each in one way that an experiment has to notice. They are put together through the
+constructor arguments of the product; the product itself knows nothing of them.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import event
+
+from gatelodge.errors import InvalidCredential
+from gatelodge_server.app import Lodge, assemble, open_store, system_clock
+from gatelodge_server.core.model import Clock, Instant, SessionEnd
+from gatelodge_server.core.ports import (
+    Advanced,
+    Condemned,
+    Done,
+    LoginAttempt,
+    Opened,
+    RefreshAttempt,
+    RefreshOutcome,
+    Refused,
+    SessionStanding,
+)
+from gatelodge_server.core.refusals import Unavailable
+from gatelodge_server.core.sessions import judge_refresh
+from gatelodge_server.serve import WebApp, serve
+from gatelodge_server.settings import Settings, load_settings
+from gatelodge_server.store.sqlite import SqliteDriver
+from gatelodge_server.store.store import SqlStore
+from gatelodge_server.vault import Vault
+
+OFFSET_FILE: Final = "clock-offset"
+"""In the data directory: what the ``clock`` variant adds to the time, in milliseconds; ``=N`` stops it at N."""
+_LATE: Final = 0.3
+"""Seconds that the ``hasty`` store lets pass between its word and its deed."""
+
+
+class _LaxDriver(SqliteDriver):
+    """Writes with another ``synchronous`` than FULL."""
+
+    def __init__(self, path: Path, level: str) -> None:
+        super().__init__(path, on_fault=lambda _: None)
+        event.listen(self._writer, "connect", lambda connection, _: connection.execute(f"PRAGMA synchronous = {level}"))
+
+
+class _Forgetful(SqlStore):
+    """Forgets to look at the generation: every genuine token moves its session on."""
+
+    async def advance_session(self, attempt: RefreshAttempt) -> RefreshOutcome:
+        found = await self.find_session(attempt.session_id)
+        if found is not None:
+            attempt = replace(attempt, generation=found.session.generation)
+        return await super().advance_session(attempt)
+
+
+class _Hasty(SqlStore):
+    """Acknowledges a refresh before it commits it. Unless it is killed in between, nobody can tell."""
+
+    def __init__(self, driver: SqliteDriver) -> None:
+        super().__init__(driver)
+        self._ahead: dict[bytes, SessionStanding] = {}
+        self._promised: asyncio.Queue[RefreshAttempt] = asyncio.Queue()
+        self._writer: asyncio.Task[None] | None = None
+
+    async def advance_session(self, attempt: RefreshAttempt) -> RefreshOutcome:
+        stored = await self.find_session(attempt.session_id)
+        found = self._ahead.get(attempt.session_id, stored)
+        outcome = judge_refresh(found, attempt)
+        if found is not None and isinstance(outcome, Advanced | Condemned):
+            self._ahead[attempt.session_id] = SessionStanding(outcome.session, found.standing)
+            self._promised.put_nowait(attempt)
+            self._writer = self._writer or asyncio.create_task(self._keep_promises())
+        return outcome
+
+    async def end_session(self, session_id: bytes, *, cause: SessionEnd, now: Instant, by: str) -> Done | None:
+        await self._promised.join()
+        self._ahead.pop(session_id, None)
+        return await super().end_session(session_id, cause=cause, now=now, by=by)
+
+    async def _keep_promises(self) -> None:
+        while True:
+            await asyncio.sleep(_LATE)
+            for _ in range(self._promised.qsize()):
+                await super().advance_session(self._promised.get_nowait())
+                self._promised.task_done()
+
+
+class _Careless(SqlStore):
+    """Takes no notice when a commit fails."""
+
+    async def advance_session(self, attempt: RefreshAttempt) -> RefreshOutcome:
+        outcome = judge_refresh(await self.find_session(attempt.session_id), attempt)
+        try:
+            return await super().advance_session(attempt)
+        except Unavailable:
+            return outcome
+
+
+class _Lenient(SqlStore):
+    """Refuses a reused token, and leaves the session alive."""
+
+    async def advance_session(self, attempt: RefreshAttempt) -> RefreshOutcome:
+        found = await self.find_session(attempt.session_id)
+        if found is not None and isinstance(outcome := judge_refresh(found, attempt), Condemned):
+            return outcome
+        return await super().advance_session(attempt)
+
+
+class _ByTheClock(SqlStore):
+    """Knows a spent token by the time only: one is spent when the session was moved on at an earlier moment than now."""
+
+    async def advance_session(self, attempt: RefreshAttempt) -> RefreshOutcome:
+        found = await self.find_session(attempt.session_id)
+        if found is not None and found.session.rotated_at >= attempt.now:
+            attempt = replace(attempt, generation=found.session.generation)
+        return await super().advance_session(attempt)
+
+
+class _Deaf(SqlStore):
+    """Does not hear of Idempotency-Keys."""
+
+    async def advance_session(self, attempt: RefreshAttempt) -> RefreshOutcome:
+        return await super().advance_session(replace(attempt, retry=None))
+
+
+class _Telling(SqlStore):
+    """Answers at once when nobody has a key of this id."""
+
+    async def open_session(self, attempt: LoginAttempt) -> Opened | Refused:
+        if await self.find_key(attempt.key_id) is None:
+            return Refused(InvalidCredential)
+        return await super().open_session(attempt)
+
+
+def _driver(settings: Settings) -> SqliteDriver:
+    return SqliteDriver(settings.database, on_fault=lambda _: None)
+
+
+STORES: Final[Mapping[str, Callable[[Settings], SqlStore]]] = {
+    "clock": open_store,
+    "sync-off": lambda settings: SqlStore(_LaxDriver(settings.database, "OFF")),
+    "sync-normal": lambda settings: SqlStore(_LaxDriver(settings.database, "NORMAL")),
+    "forgetful": lambda settings: _Forgetful(_driver(settings)),
+    "hasty": lambda settings: _Hasty(_driver(settings)),
+    "careless": lambda settings: _Careless(_driver(settings)),
+    "lenient": lambda settings: _Lenient(_driver(settings)),
+    "by-the-clock": lambda settings: _ByTheClock(_driver(settings)),
+    "deaf": lambda settings: _Deaf(_driver(settings)),
+    "telling": lambda settings: _Telling(_driver(settings)),
+}
+
+
+def shifted_clock(path: Path) -> Clock:
+    """The system's clock, moved or stopped by what stands in a file, which is read at every look."""
+
+    def read() -> int:
+        try:
+            text = path.read_text()
+        except FileNotFoundError:
+            return system_clock()
+        return int(text[1:]) if text.startswith("=") else system_clock() + int(text)
+
+    return read
+
+
+@dataclass(frozen=True, slots=True)
+class VariantApp(WebApp):
+    """The application with a part of another make."""
+
+    variant: str
+
+    def assemble(self, vault: Vault) -> Lodge:
+        """The parts that serve, one of them swapped."""
+        clock = shifted_clock(self.settings.data / OFFSET_FILE)
+        return assemble(self.settings, vault, clock=clock, store_of=STORES[self.variant])
+
+
+def program(variant: str) -> tuple[str, ...]:
+    """The command that runs a variant, without its arguments."""
+    return (sys.executable, "-m", "experiments.variants", variant)
+
+
+def main() -> None:
+    """Serve, and say so as `gatelodge serve --json` does."""
+    parser = argparse.ArgumentParser(prog="experiments.variants")
+    parser.add_argument("variant", choices=STORES)
+    parser.add_argument("command", choices=["serve"])
+    parser.add_argument("--json", action="store_true", help="announced in JSON, always")
+    for flag in ("port", "data", "workers"):
+        parser.add_argument(f"--{flag}")
+    given = parser.parse_args()
+    settings = load_settings({"port": given.port, "data": given.data, "workers": given.workers}, os.environ)
+    variant: str = given.variant
+    serve(
+        settings,
+        lambda started: print(json.dumps({"port": started.settings.port}), flush=True),
+        web_app_of=lambda own: VariantApp(own, variant),
+    )
+
+
+if __name__ == "__main__":
+    main()
