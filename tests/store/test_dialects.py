@@ -1,0 +1,97 @@
+"""What the verbs say must be SQL for every database that the store is to run on, not only for the one of the tests."""
+
+import re
+
+import pytest
+from backends import SqliteBackend
+from given import START, a_company, a_key, a_login, a_partner, a_refresh, a_replay, a_signing_key
+from sqlalchemy import ClauseElement, Engine, event
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from gatelodge_server.core.model import DAY, PartnerStatus, SessionEnd
+from gatelodge_server.store.tables import metadata
+
+
+async def everything(store):
+    """Every verb once, with something to do."""
+    key, replay = a_key(), a_replay()
+    await store.ping()
+    await store.add_partner(a_partner(), key, by="test")
+    await store.list_partners()
+    company = a_company()
+    company_key = a_key(company_id=company.id)
+    await store.create_company(company, company_key, replay=replay, by="test")
+    await store.find_company("acme-motors", company.id)
+    await store.list_companies("acme-motors", before=company.id, limit=1)
+    await store.roll_company_key(
+        company.id, a_key(company_id=company.id), ends_at=START + DAY, replay=a_replay(), now=START, by="test"
+    )
+    session = (await store.open_session(a_login(company_key))).session
+    await store.advance_session(a_refresh(session))
+    await store.advance_session(a_refresh(session))
+    await store.find_session(session.id)
+    await store.end_session((await store.open_session(a_login(key))).session.id, cause=SessionEnd.LOGOUT, now=START, by="test")
+    await store.purge_sessions(after=bytes(16), limit=10, ended_before=START + DAY)
+    await store.delete_company("acme-motors", company.id, now=START, by="test")
+    await store.find_key(key.id)
+    await store.get_key(key.id)
+    await store.list_keys("acme-motors")
+    await store.roll_key(key.id, a_key(), ends_at=START + DAY, now=START, by="test")
+    await store.revoke_key(key.id, now=START, by="test")
+    await store.set_partner_status("acme-motors", PartnerStatus.SUSPENDED, now=START, by="test")
+    await store.find_partner("acme-motors")
+    await store.establish_signing_keys([a_signing_key("1", signs_from=START), a_signing_key("2")], now=START)
+    await store.rotate_signing_keys(a_signing_key("3"), lead=0, life=DAY, now=START, by="test")
+    await store.retire_signing_key("1", now=START, by="test")
+    await store.list_signing_keys()
+    await store.list_audit(partner_id="acme-motors", since=START)
+    await store.list_changes(after=0, limit=10)
+    await store.forget_replays(now=START + 9 * DAY)
+
+
+@pytest.fixture
+async def statements(tmp_path):
+    """What every verb has said to the database."""
+    said = {}
+
+    def listen(connection, statement, *_):
+        if isinstance(statement, ClauseElement):
+            said[id(statement)] = statement
+
+    store = SqliteBackend.create(tmp_path).open()
+    event.listen(Engine, "before_execute", listen)
+    try:
+        await everything(store)
+    finally:
+        await store.close()
+        event.remove(Engine, "before_execute", listen)
+    return list(said.values())
+
+
+def on_postgresql(statement):
+    return str(statement.compile(dialect=postgresql.dialect()))
+
+
+async def test_every_statement_of_the_verbs_is_sql_for_postgresql_too(statements):
+    assert statements
+    for statement in statements:
+        said = on_postgresql(statement)
+        assert re.match(r"(SELECT|INSERT INTO|UPDATE|DELETE FROM|WITH)\s", said)
+        assert not re.search(r"\b(sqlite|rowid|PRAGMA|OR REPLACE|OR IGNORE)\b", said)
+
+
+def test_every_table_and_index_can_be_made_on_postgresql():
+    for table in metadata.sorted_tables:
+        assert "WITHOUT ROWID" not in str(CreateTable(table).compile(dialect=postgresql.dialect()))
+        for index in table.indexes:
+            CreateIndex(index).compile(dialect=postgresql.dialect())
+    unique = next(index for index in metadata.tables["company"].indexes if index.unique)
+    assert "WHERE deleted_at IS NULL" in str(CreateIndex(unique).compile(dialect=postgresql.dialect()))
+
+
+def test_no_name_is_too_long_for_postgresql():
+    for table in metadata.sorted_tables:
+        names = [table.name, *table.columns.keys()]
+        names += [str(thing.name) for thing in (*table.indexes, *table.constraints)]
+        assert max(map(len, names)) <= 63
