@@ -11,7 +11,7 @@ from typing import ClassVar, Final
 import msgspec
 
 from gatelodge.errors import KeysUnavailable, Rejected
-from gatelodge_server.core.refusals import Refusal, Unavailable
+from gatelodge_server.core.refusals import NoCredential, NotAllowed, Refusal, Unavailable
 
 STATUSES: Final[Mapping[str, int]] = {
     # of credentials
@@ -212,7 +212,7 @@ def problem_of(refused: Exception, request_id: str) -> Problem:
 def headers_of(refused: Exception, status: int) -> list[tuple[bytes, bytes]]:
     """The headers that go with a refusal: how to authenticate (RFC 6750 section 3), when to come back."""
     headers = []
-    if status == HTTPStatus.UNAUTHORIZED:
+    if status == HTTPStatus.UNAUTHORIZED or isinstance(refused, NotAllowed):
         headers.append((b"www-authenticate", _challenge(refused).encode("ascii")))
     elif status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers.append((b"retry-after", str(Unavailable.retry_after).encode("ascii")))
@@ -223,5 +223,8 @@ def headers_of(refused: Exception, status: int) -> list[tuple[bytes, bytes]]:
 
 def _challenge(refused: Exception) -> str:
     code = getattr(refused, "code", "")
-    # RFC 6750 3.1: without any credential there is no error code either.
-    return _REALM if code == "credential_required" else f'{_REALM}, error="invalid_token", error_description="{code}"'
+    if isinstance(refused, NoCredential):
+        return _REALM  # RFC 6750 3.1: without any credential there is no error code either.
+    if isinstance(refused, NotAllowed):
+        return f'{_REALM}, error="insufficient_scope"'  # RFC 6750 3: the header goes with this 403 as well.
+    return f'{_REALM}, error="invalid_token", error_description="{code}"'
