@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 
 from experiments import EXPERIMENTS
-from experiments.ground import Experiment, Ground, Work
+from experiments.ground import Experiment, Ground, Verdict, Work
 
 
 def main() -> int:
@@ -38,27 +38,28 @@ def main() -> int:
 
 def _run(experiment: Experiment, ground: Ground) -> bool:
     print(f"\n{experiment.name}: {experiment.promise}", flush=True)
-    holds = _report("promise", "holds", "BROKEN", experiment.run, ground)
-    control = _report(
-        f"control: {experiment.control_says}", "HOLDS, so the experiment proves nothing", "fails", experiment.control, ground
-    )
-    return holds and not control
+    promise = _try("promise", experiment.run, ground)
+    control = _try(f"control ({experiment.control_says})", experiment.control, ground)
+    holds = promise is not None and promise.holds
+    fails = control is not None and experiment.control_fails(control)
+    if promise is not None:
+        print(f"  the promise {'holds' if holds else 'IS BROKEN'}", flush=True)
+    print(f"  the control {'fails, as it must' if fails else 'DOES NOT FAIL as it must: this proves nothing'}", flush=True)
+    return holds and fails
 
 
-def _report(what: str, holds: str, broken: str, work: Work, ground: Ground) -> bool:
+def _try(what: str, work: Work, ground: Ground) -> Verdict | None:
     begun = time.monotonic()
     try:
         verdict = work(ground)
-    except Exception as fault:  # noqa: BLE001 - an experiment that breaks down has not proven anything; the others go on
+    except Exception as fault:  # noqa: BLE001 - what breaks down has proven nothing, and the others go on
         traceback.print_exc()
-        print(f"  {what}: DID NOT FINISH ({type(fault).__name__})", flush=True)
-        # Neither does a control that breaks down count as one that fails.
-        return what != "promise"
-    said = holds if verdict.holds else broken
-    print(f"  {what}: {said} ({verdict.counts}; {time.monotonic() - begun:.0f} s)", flush=True)
-    for fault in verdict.faults[: 20 if what == "promise" else 2]:
+        print(f"  {what}: broke down ({type(fault).__name__})", flush=True)
+        return None
+    print(f"  {what}: {verdict.counts}; {len(verdict.faults)} faults; {time.monotonic() - begun:.0f} s", flush=True)
+    for fault in verdict.faults[:3]:
         print(f"    - {fault}", flush=True)
-    return verdict.holds
+    return verdict
 
 
 if __name__ == "__main__":

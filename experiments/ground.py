@@ -64,6 +64,13 @@ class Experiment:
     run: Work
     control: Work
     control_says: str
+    """What the control runs on."""
+    finds: str
+    """How the faults begin that the control must have, so that it fails for its own reason and not for another."""
+
+    def control_fails(self, verdict: Verdict) -> bool:
+        """Whether the control's verdict is the one that it is there for."""
+        return any(fault.startswith(self.finds) for fault in verdict.faults)
 
 
 class Site:

@@ -219,4 +219,5 @@ EXPERIMENT = Experiment(
     run=run,
     control=control,
     control_says="a server that acknowledges before it commits",
+    finds="honest: ",
 )

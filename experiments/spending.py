@@ -1,9 +1,9 @@
 """P2: a refresh token is spent at most once, over all workers, crashes and pauses; and who retries honestly stays logged in.
 
 One node with three workers. Eight clients send every token two to four times at once, over connections of their own: half of
-them with one Idempotency-Key for all copies, as honest clients do that retry too eagerly; half without, as thieves do. Meanwhile
-a worker is killed every two seconds, one is stopped for five seconds, and now and then the whole group is killed. An honest
-client may lose an answer, but never its session. The control forgets to look at the generation.
+them with one Idempotency-Key for all copies, as honest clients do that retry too eagerly; half without, as thieves do.
+Meanwhile a worker is killed every two seconds, one is stopped for five seconds, and now and then the whole group is killed. An
+honest client may lose an answer, but never its session. The control forgets to look at the generation.
 """
 
 import asyncio
@@ -146,4 +146,5 @@ EXPERIMENT = Experiment(
     run=run,
     control=control,
     control_says="a server that forgets to look at the generation",
+    finds="spent-once: ",
 )

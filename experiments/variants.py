@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -58,7 +58,7 @@ class _Forgetful(SqlStore):
     async def advance_session(self, attempt: RefreshAttempt) -> RefreshOutcome:
         found = await self.find_session(attempt.session_id)
         if found is not None:
-            attempt = replace(attempt, generation=found.session.generation)
+            attempt = attempt._replace(generation=found.session.generation)
         return await super().advance_session(attempt)
 
 
@@ -121,7 +121,7 @@ class _ByTheClock(SqlStore):
     async def advance_session(self, attempt: RefreshAttempt) -> RefreshOutcome:
         found = await self.find_session(attempt.session_id)
         if found is not None and found.session.rotated_at >= attempt.now:
-            attempt = replace(attempt, generation=found.session.generation)
+            attempt = attempt._replace(generation=found.session.generation)
         return await super().advance_session(attempt)
 
 
@@ -129,7 +129,7 @@ class _Deaf(SqlStore):
     """Does not hear of Idempotency-Keys."""
 
     async def advance_session(self, attempt: RefreshAttempt) -> RefreshOutcome:
-        return await super().advance_session(replace(attempt, retry=None))
+        return await super().advance_session(attempt._replace(retry=None))
 
 
 class _Telling(SqlStore):
