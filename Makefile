@@ -24,7 +24,18 @@ $(STAMP): $(LOCKS) $(PACKAGES:=/pyproject.toml)
 serve: $(STAMP)  ## run the service over HTTPS, with everything that it needs made on the first start
 	@$(BIN)/gatelodge serve $(ARGS)
 
+# Programs that are no Python packages; Debian's packages have the programs' names.
+define need
+	@missing=; for tool in $(1); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing Debian packages:$$missing"; \
+		(apt-get install -y -qq $$missing || (apt-get update -qq && apt-get install -y -qq $$missing)) >/dev/null; \
+	else echo "needed and not here:$$missing (Debian packages of these names; root would install them)" >&2; exit 1; fi
+endef
+
 test: $(STAMP)  ## run every test, against real processes and sockets
+	$(call need,curl strace)
 	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 check: $(STAMP)  ## lint, types, import contracts: under a minute
@@ -34,9 +45,11 @@ check: $(STAMP)  ## lint, types, import contracts: under a minute
 	@$(BIN)/lint-imports --no-cache
 
 bench: $(STAMP)  ## measure, and print figures and ratios side by side
+	$(call need,wrk)
 	@$(BIN)/python -m bench $(ARGS)
 
 experiments: $(STAMP)  ## prove the promises: crashes, races, broken disks; each with its negative control
+	$(call need,strace)
 	@$(BIN)/python -m experiments $(ARGS)
 
 lock:  ## bring the hashed requirement files up to date

@@ -134,7 +134,7 @@ class Credentials:
         return await self._store.list_keys(partner_id)
 
     async def rotate(self, key_id: str, *, overlap: Duration, by: str) -> IssuedKey:
-        """Replace a live key; the old one works on for ``overlap``. Raises ``KeyNotFound`` or ``KeyEnded``."""
+        """Replace a live key; the old one works on for ``overlap``. Raises what ``roll_key`` refuses with."""
         old = await self._store.get_key(key_id)
         if old is None:
             raise KeyNotFound

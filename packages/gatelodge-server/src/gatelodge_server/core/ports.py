@@ -185,7 +185,10 @@ class PartnerStore(Protocol):
     async def roll_key(
         self, key_id: str, replacement: Credential, *, ends_at: Instant, now: Instant, by: str
     ) -> Done | Refused:
-        """Put ``replacement`` in the place of a live key, which ends at ``ends_at``. Refused: ``KeyNotFound``, ``KeyEnded``."""
+        """Put ``replacement`` in the place of a live key, which ends at ``ends_at``.
+
+        Refused with ``KeyNotFound``, ``KeyEnded`` or ``PartnerDeactivated``; a suspended partner's key can be replaced.
+        """
         ...
 
     async def revoke_key(self, key_id: str, *, now: Instant, by: str) -> Done | Refused:

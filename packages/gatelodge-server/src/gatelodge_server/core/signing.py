@@ -140,6 +140,8 @@ class SigningKeys:
 
     async def establish(self) -> None:
         """Make the first current and the first next key, unless there are keys."""
+        if await self._store.list_signing_keys():
+            return  # the usual case, and it needs no write
         now = self._clock()
         first = [replace(self._make(now), signs_from=now), self._make(now)]
         await self._store.establish_signing_keys(first, now=now)

@@ -5,10 +5,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
-from gatelodge_server.core.credentials import judge_standing
 from gatelodge_server.core.model import Credential, EndCause, Holder, Instant, PartnerStatus, Standing
 from gatelodge_server.core.ports import Done, Refused
-from gatelodge_server.core.refusals import KeyEnded, KeyNotFound
+from gatelodge_server.core.refusals import KeyEnded, KeyNotFound, PartnerDeactivated
 from gatelodge_server.store.tables import AnyRow, company, credential, partner, replay
 from gatelodge_server.store.trail import append_audit, append_change
 
@@ -129,9 +128,11 @@ def roll_key(
     old = _lock_key(connection, key_id)
     if old is None:
         return Refused(KeyNotFound)
-    standing = find_keys(connection, [key_id])[0]
-    if old.end_cause is EndCause.ROTATED or standing is None or judge_standing(standing, now) is not None:
+    if old.end_cause is EndCause.ROTATED or (old.ends_at is not None and now >= old.ends_at):
         return Refused(KeyEnded)
+    standing = find_keys(connection, [key_id])[0]
+    if standing is None or standing.partner_status is PartnerStatus.DEACTIVATED:
+        return Refused(PartnerDeactivated)
     insert_key(connection, replacement)
     return end_keys(connection, [old], ends_at=ends_at, cause=EndCause.ROTATED, now=now, by=by, detail=replacement.masked)
 
