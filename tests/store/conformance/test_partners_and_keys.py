@@ -222,10 +222,16 @@ async def test_a_revoked_key_is_not_rotated_back_to_life(store, key):
     assert await store.get_key(replacement.id) is None
 
 
-@pytest.mark.parametrize("status", [PartnerStatus.SUSPENDED, PartnerStatus.DEACTIVATED])
-async def test_no_key_of_a_partner_that_is_not_active_is_rotated(store, key, status):
-    await store.set_partner_status("acme-motors", status, now=START, by="test")
-    assert await store.roll_key(key.id, a_key(), ends_at=START, now=START, by="test") == Refused(KeyEnded)
+async def test_no_key_of_a_deactivated_partner_is_rotated(store, key):
+    await store.set_partner_status("acme-motors", PartnerStatus.DEACTIVATED, now=START, by="test")
+    assert await store.roll_key(key.id, a_key(), ends_at=START, now=START, by="test") == Refused(PartnerDeactivated)
+
+
+async def test_a_suspended_partners_key_is_rotated_and_the_new_one_suspended_too(store, key):
+    await store.set_partner_status("acme-motors", PartnerStatus.SUSPENDED, now=START, by="test")
+    replacement = a_key()
+    assert isinstance(await store.roll_key(key.id, replacement, ends_at=START, now=START, by="test"), Done)
+    assert (await store.find_key(replacement.id)).partner_status is PartnerStatus.SUSPENDED
 
 
 async def test_no_key_of_a_deleted_company_is_rotated(store, company_key):
