@@ -77,7 +77,9 @@ async def test_every_statement_of_the_verbs_is_sql_for_postgresql_too(statements
     assert statements
     for statement in statements:
         said = on_postgresql(statement)
-        assert re.match(r"(SELECT|INSERT INTO|UPDATE|DELETE FROM|WITH)\s", said)
+        assert re.match(
+            r"(SELECT|INSERT INTO|UPDATE|DELETE FROM|WITH|SAVEPOINT|RELEASE SAVEPOINT|ROLLBACK TO SAVEPOINT)\s", said
+        )
         assert not re.search(r"\b(sqlite|rowid|PRAGMA|OR REPLACE|OR IGNORE)\b", said)
 
 
