@@ -26,10 +26,10 @@ def main() -> int:
         parser.error(f"there is no experiment {', '.join(unknown)}")
     root = Path(tempfile.mkdtemp(prefix="gatelodge-experiments-"))
     try:
-        ground = Ground(root, quick=given.quick)
         # In the order of the table, whatever the order of the names: the search for secrets comes last.
         chosen = [experiment for name, experiment in EXPERIMENTS.items() if not given.names or name in given.names]
-        good = [_run(experiment, ground) for experiment in chosen]
+        with Ground(root, quick=given.quick) as ground:
+            good = [_run(experiment, ground) for experiment in chosen]
     finally:
         shutil.rmtree(root)
     print(f"\n{sum(good)} of {len(good)} experiments: the promise holds, and its negative control fails.")

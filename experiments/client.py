@@ -29,11 +29,11 @@ class Lost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back."""
+    """What came back. Its body may hold secrets, and is not shown."""
 
     status: int
-    headers: Mapping[str, str]
-    body: Mapping[str, Any]
+    headers: Mapping[str, str] = field(repr=False)
+    body: Mapping[str, Any] = field(repr=False)
 
 
 class Link:

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import psutil
 from tests.harness import PROGRAM, Server, ask
@@ -38,14 +38,29 @@ class Ground:
 
     root: Path
     quick: bool
-    books: list[Book] = field(default_factory=list)
+    sites: "list[Site]" = field(default_factory=list)
 
-    def site(self, name: str, *args: str, variant: str | None = None, environ: Mapping[str, str] | None = None) -> "Site":
-        """A place for one server, the product's own or a variant of it."""
-        book = Book()
-        self.books.append(book)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for site in self.sites:
+            if site.server.process is not None:
+                site.server.kill()
+
+    def site(
+        self,
+        name: str,
+        *args: str,
+        variant: str | None = None,
+        prefix: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+    ) -> "Site":
+        """A place for one server, the product's own or a variant of it. The same name is the same directory."""
         command = PROGRAM if variant is None else program(variant)
-        return Site(Server(self.root / name / "data", *args, program=command, environ=environ), book)
+        server = Server(self.root / name / "data", *args, prefix=prefix, program=command, environ=environ)
+        self.sites.append(Site(server, Book()))
+        return self.sites[-1]
 
     def scale(self, full: int, quick: int) -> int:
         """How many, in this run."""
