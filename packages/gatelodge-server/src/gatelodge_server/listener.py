@@ -1,7 +1,7 @@
 """What stands between the socket and the application, beyond what uvicorn does by itself.
 
 - ``GateLoop``: on a port with TLS, somebody who speaks plain HTTP is heard, so that it can be told to use https.
-- ``BoundedProtocol``: the head of a request has a limit, and a request that never ends is not waited for.
+- ``BoundedProtocol``: the head of a request has a limit and the whole has one, and one that never ends is not waited for.
 """
 
 import asyncio
@@ -16,6 +16,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_MAX: Final = 32 * 1024
 """Bytes in a request line and headers together."""
+REQUEST_MAX: Final = 1024 * 1024
+"""Bytes in a whole request. The application refuses smaller bodies; this bounds what it never sees, such as trailers."""
 REQUEST_TIMEOUT: Final = 30.0
 """Seconds from a request's first byte to its last."""
 _HELLO_TIMEOUT: Final = 10.0
@@ -117,17 +119,18 @@ def _mark(readable: asyncio.Future[None]) -> None:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with a limit to the head of a request, and to how long one may take to arrive."""
+    """uvicorn's protocol with limits to the head of a request, to the whole, and to how long it may take to arrive."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as uvicorn's
         super().__init__(*args, **kwargs)
         self._head_size: int | None = None
+        self._size = 0
         self._arriving = False
         self._deadline: asyncio.TimerHandle | None = None
 
     def on_message_begin(self) -> None:
         """Start to count."""
-        self._head_size, self._arriving = 0, True
+        self._head_size, self._size, self._arriving = 0, 0, True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -137,6 +140,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse_head()
             return
         super().on_headers_complete()
+        # What the parser finds from here on are trailers. RFC 9110 6.5.1: not to be merged into the headers, where they
+        # would bring a credential, or a proxy's word, past whoever looks at headers on the way.
+        self.headers = []
 
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
@@ -158,6 +164,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head_size += len(data)
             if self._head_size > HEAD_MAX:
                 self._refuse_head()
+        if self._arriving:
+            self._size += len(data)
+            if self._size > REQUEST_MAX and not self.transport.is_closing():
+                self.transport.abort()
         # Almost every request comes in one piece, and costs no timer.
         if self._arriving and self._deadline is None:
             self._deadline = self.loop.call_later(REQUEST_TIMEOUT, self.transport.abort)
