@@ -103,7 +103,15 @@ def _networks(text: str) -> tuple[Network, ...]:
 def _url(text: str) -> str:
     parts = urlsplit(text)
     # RFC 8414 section 2: an issuer is an https URL without query and fragment.
-    if parts.scheme != "https" or not parts.hostname or parts.query or parts.fragment or text.endswith("/"):
+    written_plainly = text.isascii() and text.isprintable() and " " not in text  # urlsplit overlooks line breaks
+    if (
+        parts.scheme != "https"
+        or not parts.hostname
+        or parts.query
+        or parts.fragment
+        or text.endswith("/")
+        or not written_plainly
+    ):
         raise ValueError("must be an https URL without query, fragment or a slash at its end")
     return text
 
@@ -174,8 +182,7 @@ def load_settings(flags: Mapping[str, str | None], environ: Mapping[str, str]) -
                 except ValueError as fault:
                     faults.append(f"{source} {fault}")
                 break
-    if not faults:
-        faults += _contradictions(values)
+    faults += _contradictions(values)
     if faults:
         raise SettingsFault(faults)
     return _settle(values)
@@ -196,14 +203,14 @@ def _read_file(path: Path, environ: Mapping[str, str], faults: list[str]) -> Map
 
 
 def _contradictions(values: Mapping[str, Any]) -> list[str]:
-    faults = []
+    faults = []  # of what could be read: the rest is at fault already
     if values["database"] and not values["database"].startswith("sqlite:///"):
         faults.append("--database takes sqlite:///PATH")
     if bool(values["tls_cert"]) != bool(values["tls_key"]):
         faults.append("--tls-cert and --tls-key go together")
-    if values["tls_cert"] and values["behind_proxy"]:
+    if values["tls_cert"] and values.get("behind_proxy"):
         faults.append("--behind-proxy means that the proxy ends TLS: it excludes --tls-cert")
-    if values["jwt_ttl"] > values["session_ttl"]:
+    if {"jwt_ttl", "session_ttl"} <= values.keys() and values["jwt_ttl"] > values["session_ttl"]:
         faults.append("jwt_ttl must not be longer than session_ttl")
     return faults
 

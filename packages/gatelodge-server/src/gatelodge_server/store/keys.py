@@ -1,6 +1,7 @@
 """API keys and their standing."""
 
 from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, bindparam, insert, select, update
@@ -41,16 +42,17 @@ CREDENTIALS = select(
 )
 
 
-def standing_of(row: AnyRow) -> Standing:
-    """A standing, from a row that has ``STANDING_COLUMNS``."""
+def standing_of(columns: Sequence[Any]) -> Standing:
+    """A standing, from the values of ``STANDING_COLUMNS``: by position, since a look-up by name for each would be felt."""
+    id_, partner_id, company_id, digest, ends_at, end_cause, _first_used_at, status, epoch, tier, company_gone_at = columns
     return Standing(
-        holder=Holder(row.partner_id, UUID(bytes=row.company_id) if row.company_id else None, row.tier, row.credential_id),
-        digest=row.digest,
-        ends_at=row.ends_at,
-        end_cause=EndCause(row.end_cause) if row.end_cause else None,
-        partner_status=PartnerStatus(row.status),
-        session_epoch=row.session_epoch,
-        company_gone=row.deleted_at is not None,
+        holder=Holder(partner_id, UUID(bytes=company_id) if company_id else None, tier, id_),
+        digest=digest,
+        ends_at=ends_at,
+        end_cause=EndCause(end_cause) if end_cause else None,
+        partner_status=PartnerStatus(status),
+        session_epoch=epoch,
+        company_gone=company_gone_at is not None,
     )
 
 

@@ -91,20 +91,10 @@ _SLICE = (
 
 
 def _session_of(row: AnyRow) -> SessionStanding:
-    found = Session(
-        id=row.id,
-        credential_id=row.session_credential_id,
-        epoch=row.epoch,
-        generation=row.generation,
-        started_at=row.started_at,
-        rotated_at=row.rotated_at,
-        expires_at=row.expires_at,
-        retires_at=row.retires_at,
-        retry_digest=row.retry_digest,
-        ended_at=row.ended_at,
-        end_cause=SessionEnd(row.session_end_cause) if row.session_end_cause else None,
-    )
-    return SessionStanding(found, standing_of(row))
+    id_, key_id, epoch, generation, started, rotated, expires, retires, retry, ended, end_cause, *standing = row
+    cause = SessionEnd(end_cause) if end_cause else None
+    found = Session(id_, key_id, epoch, generation, started, rotated, expires, retires, retry, ended, cause)
+    return SessionStanding(found, standing_of(standing))
 
 
 def open_sessions(connection: Connection, attempts: Sequence[LoginAttempt]) -> list[Opened | Refused]:
@@ -158,7 +148,7 @@ def advance_sessions(connection: Connection, attempts: Sequence[RefreshAttempt])
     Two attempts on one session in one batch are judged in order, the second against what the first has made of the row.
     """
     ids = list({attempt.session_id for attempt in attempts})
-    found = {row.id: _session_of(row) for row in connection.execute(_LOCK, {"ids": ids})}
+    found = {row[0]: _session_of(row) for row in connection.execute(_LOCK, {"ids": ids})}
     outcomes: list[RefreshOutcome] = []
     changed: dict[bytes, Session] = {}
     for attempt in attempts:
@@ -197,7 +187,7 @@ def _announce_end(connection: Connection, ended: SessionStanding, by: str) -> in
 
 def find_sessions(connection: Connection, session_ids: Sequence[bytes]) -> list[SessionStanding | None]:
     """Each session as it stands, in the order asked."""
-    found = {row.id: _session_of(row) for row in connection.execute(_FIND, {"ids": list(set(session_ids))})}
+    found = {row[0]: _session_of(row) for row in connection.execute(_FIND, {"ids": list(set(session_ids))})}
     return [found.get(session_id) for session_id in session_ids]
 
 
