@@ -1,6 +1,5 @@
 """The judgements, as tables: who may come in with a key, on a session, with a refresh token."""
 
-import os
 from uuid import UUID
 
 import pytest
@@ -21,7 +20,7 @@ from gatelodge_server.core.ports import Advanced, Condemned, Refused, Repeated, 
 from gatelodge_server.core.refusals import RefreshTokenReused
 from gatelodge_server.core.sessions import RETRY_WINDOW, judge_refresh, judge_session
 
-DIGEST, RETRY = os.urandom(32), os.urandom(32)
+DIGEST, RETRY = bytes(range(100, 132)), bytes(range(200, 232))
 LIVE = Standing(
     holder=Holder("acme-motors", None, "starter", "k3yk3yk3yk3y"),
     digest=DIGEST,

@@ -1,0 +1,103 @@
+"""Housekeeping deletes what is over, and only that."""
+
+import asyncio
+
+import pytest
+from given import START
+
+from gatelodge_server.core.housekeeping import ENDED_SESSIONS_KEPT, Housekeeping
+from gatelodge_server.core.model import DAY, CompanyDetails
+from gatelodge_server.core.refusals import Unavailable
+
+DETAILS = CompanyDetails(company_name="Müller GmbH", country="DE", tax_number="12/345/67890")
+
+
+class Purged:
+    """Hears how many sessions each round has deleted."""
+
+    def __init__(self):
+        self.counts = []
+        self.heard = asyncio.Event()
+
+    def __call__(self, count):
+        self.counts.append(count)
+        self.heard.set()
+
+
+@pytest.fixture
+async def purged():
+    return Purged()
+
+
+@pytest.fixture
+async def housekeeping(lodge, purged):
+    return Housekeeping(store=lodge.store, clock=lodge.clock, on_purged=purged)
+
+
+async def test_ended_sessions_go_a_day_after_their_end_and_living_ones_stay(lodge, housekeeping):
+    _, key = await lodge.new_partner()
+    sessions = [await lodge.sessions.log_in(key) for _ in range(4)]
+    for tokens in sessions[:2]:
+        await lodge.sessions.log_out(tokens.refresh_token)
+    for offset, deleted in ((-1, 0), (0, 2), (1, 0)):
+        lodge.clock.now = START + ENDED_SESSIONS_KEPT + offset
+        assert await housekeeping.go_round() == deleted
+    for tokens in sessions[2:]:
+        await lodge.sessions.refresh(tokens.refresh_token, idempotency_key=None)
+    assert lodge.backend.count("session") == 2
+
+
+async def test_sessions_that_nobody_came_back_to_go_a_day_after_they_expired(lodge, housekeeping):
+    _, key = await lodge.new_partner()
+    tokens = await lodge.sessions.log_in(key)
+    lodge.clock.now = tokens.refresh_expires_at + DAY - 1
+    assert await housekeeping.go_round() == 0
+    lodge.clock.forward(1)
+    assert await housekeeping.go_round() == 1
+
+
+async def test_a_round_sees_every_session_however_many_there_are(lodge, housekeeping):
+    _, key = await lodge.new_partner()
+    sessions = await asyncio.gather(*(lodge.sessions.log_in(key) for _ in range(1_100)))
+    for tokens in sessions[::100]:
+        await lodge.sessions.log_out(tokens.refresh_token)
+    lodge.clock.forward(DAY)
+    assert await housekeeping.go_round() == 11
+    assert lodge.backend.count("session") == 1_089
+
+
+async def test_answers_that_may_no_longer_be_repeated_are_forgotten(lodge, housekeeping):
+    await lodge.new_partner()
+    await lodge.companies.create("acme-motors", DETAILS, idempotency_key="once")
+    lodge.clock.forward(DAY)
+    await housekeeping.go_round()
+    assert lodge.backend.count("replay") == 1
+    lodge.clock.forward(DAY)
+    await housekeeping.go_round()
+    assert lodge.backend.count("replay") == 0
+
+
+async def test_it_goes_round_at_once_and_tells_what_it_did(lodge, housekeeping, purged):
+    _, key = await lodge.new_partner()
+    await lodge.sessions.log_out((await lodge.sessions.log_in(key)).refresh_token)
+    lodge.clock.forward(DAY)
+    task = asyncio.create_task(housekeeping.run())
+    await purged.heard.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert purged.counts == [1]
+
+
+async def test_r72_it_outlives_a_store_that_is_down(lodge, housekeeping, purged):
+    lodge.store.cut_by = Unavailable()
+    task = asyncio.create_task(housekeeping.run())
+    while "forget_replays" not in lodge.store.asked:
+        await asyncio.sleep(0)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not task.done()
+    assert purged.counts == []
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()

@@ -1,0 +1,235 @@
+"""Settings: which source goes before which, and that all that is wrong is said at once."""
+
+from dataclasses import fields
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from gatelodge_server.core.model import DAY, HOUR, MINUTE, SECOND
+from gatelodge_server.core.sessions import SessionLifetimes
+from gatelodge_server.settings import OPTIONS, Settings, SettingsFault, load_settings, parse_duration
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Settings from flags, variables and the text of a file, without any of whoever runs the tests."""
+
+    def load(file=None, environ=(), **flags):
+        path = tmp_path / "gatelodge.toml"
+        if file is not None:
+            path.write_text(file)
+        return load_settings(flags, {"GATELODGE_DATA": str(tmp_path), **dict(environ)})
+
+    return load
+
+
+@pytest.fixture
+def faults(load):
+    def faults(*args, **kwargs):
+        with pytest.raises(SettingsFault) as caught:
+            load(*args, **kwargs)
+        return caught.value.faults
+
+    return faults
+
+
+def test_with_nothing_configured_it_is_this(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    data = Path("gatelodge-data")
+    assert load_settings({}, {}) == Settings(
+        environment="uat",
+        brand="gatelodge",
+        data=data,
+        database=data / "gatelodge.db",
+        public_url="https://localhost:8443",
+        audience="partner-api-uat",
+        other_issuers=frozenset(),
+        host="127.0.0.1",
+        port=8443,
+        workers=1,
+        tls_cert=None,
+        tls_key=None,
+        behind_proxy=(),
+        lifetimes=SessionLifetimes(24 * HOUR, 30 * DAY, 90 * DAY),
+        login_failure_limit="20/minute",
+    )
+
+
+# --- Precedence ---
+
+
+def test_a_flag_goes_before_a_variable_before_the_file_before_the_default(load):
+    file, environ = "port = 3", {"GATELODGE_PORT": "2"}
+    assert load(file, environ, port="1").port == 1
+    assert load(file, environ).port == 2
+    assert load(file).port == 3
+    assert load("").port == 8443
+    assert load(file, environ, port=None).port == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "read"),
+    [
+        ("environment", "production", lambda settings: settings.environment == "production"),
+        ("brand", "acme", lambda settings: settings.brand == "acme"),
+        ("database", "sqlite:///elsewhere/x.db", lambda settings: settings.database == Path("elsewhere/x.db")),
+        ("public_url", "https://uat.example.com", lambda settings: settings.public_url == "https://uat.example.com"),
+        ("audience", "our-api", lambda settings: settings.audience == "our-api"),
+        ("other_issuers", "https://a.example,https://b.example/x", lambda settings: len(settings.other_issuers) == 2),
+        ("host", "0.0.0.0", lambda settings: settings.host == "0.0.0.0"),
+        ("port", "0", lambda settings: settings.port == 0),
+        ("workers", "64", lambda settings: settings.workers == 64),
+        (
+            "behind_proxy",
+            "10.0.0.0/8 ::1",
+            lambda settings: settings.behind_proxy == (ip_network("10.0.0.0/8"), ip_network("::1")),
+        ),
+        ("jwt_ttl", "15m", lambda settings: settings.lifetimes.jwt_ttl == 15 * MINUTE),
+        ("refresh_ttl", "7d", lambda settings: settings.lifetimes.refresh_ttl == 7 * DAY),
+        ("session_ttl", "60d", lambda settings: settings.lifetimes.session_ttl == 60 * DAY),
+        ("login_failure_limit", "3/second", lambda settings: settings.login_failure_limit == "3/second"),
+    ],
+)
+def test_every_setting_is_read_from_every_source(load, name, text, read):
+    assert read(load(**{name: text}))
+    assert read(load(environ={f"GATELODGE_{name.upper()}": text}))
+    assert read(load(f'{name} = "{text}"'))
+    assert not read(load(""))
+
+
+def test_certificate_and_key_are_files(load):
+    settings = load(tls_cert="cert.pem", tls_key="key.pem")
+    assert (settings.tls_cert, settings.tls_key) == (Path("cert.pem"), Path("key.pem"))
+
+
+def test_the_file_is_the_one_of_the_data_directory_unless_another_is_named(tmp_path):
+    (tmp_path / "gatelodge.toml").write_text("port = 1")
+    (tmp_path / "other.toml").write_text("port = 2")
+    assert load_settings({"data": str(tmp_path)}, {}).port == 1
+    environ = {"GATELODGE_CONFIG": str(tmp_path / "other.toml"), "GATELODGE_DATA": str(tmp_path)}
+    assert load_settings({}, environ).port == 2
+    assert load_settings({}, environ).data == tmp_path
+
+
+def test_the_file_may_use_numbers_and_lists(load):
+    settings = load('port = 99\nbehind_proxy = ["10.0.0.0/8", "192.168.0.0/16"]')
+    assert settings.port == 99
+    assert len(settings.behind_proxy) == 2
+
+
+def test_what_is_not_said_follows_from_what_is(load):
+    settings = load(port="99", environment="production")
+    assert settings.public_url == "https://localhost:99"
+    assert settings.audience == "partner-api-production"
+
+
+# --- Faults ---
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    {
+        "environment": ["", "UAT", "u a t", "uat-1", "1uat", "e" * 33, "uat\n"],
+        "brand": ["", "g", "Gatelodge", "gate_lodge", "1gate", "b" * 17],
+        "database": ["x.db", "sqlite://x.db", "postgresql://localhost/x"],
+        "public_url": [
+            "http://uat.example.com",
+            "https://uat.example.com/",
+            "https://uat.example.com?x=1",
+            "https://uat.example.com#x",
+            "https://",
+            "https://uat.exa mple.com",
+            "https://uat.example.com\n",
+            "https://uat.example\t.com",
+            "https://[::1",
+            "uat.example.com",
+        ],
+        "other_issuers": ["https://a.example http://b.example", "x"],
+        "host": ["", "local\nhost"],
+        "port": ["", "-1", "65536", "80.0", "0x50", "８０", " 80", "1_000", "9999999"],  # noqa: RUF001
+        "workers": ["", "0", "65", "-1", "many"],
+        "behind_proxy": ["10.0.0.0/33", "10.0.0.1/8", "proxy.example", "10.0.0.0/8;::1"],
+        "jwt_ttl": ["", "0s", "24", "-1h", "1.5h", "1h30m", "1w", "٣h", "1234567890s", "91d"],
+        "refresh_ttl": ["", "0ms", "30"],
+        "session_ttl": ["", "0d", "1h"],
+        "login_failure_limit": ["", "many", "20", "20/lightyear"],
+        "tls_cert": ["cert.pem"],
+        "tls_key": ["key.pem"],
+    }.items(),
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_bad_value_is_told_by_the_name_under_which_it_was_set(faults, name, texts):
+    for text in texts:
+        (fault,) = faults(**{name: text})
+        assert name.replace("_", "-") in fault.replace("_", "-")
+        (fault,) = faults(environ={f"GATELODGE_{name.upper()}": text})
+        assert name.replace("_", "-") in fault.lower().replace("_", "-")
+
+
+def test_every_setting_but_those_that_take_anything_has_a_bad_value():
+    take_anything = {"data", "audience"}
+    tested = dict(test_a_bad_value_is_told_by_the_name_under_which_it_was_set.pytestmark[0].args[1])
+    assert set(OPTIONS) - take_anything == set(tested)
+
+
+def test_all_faults_are_told_at_once(faults):
+    told = faults("brand = 'NO'\nsecret = 'x'", {"GATELODGE_WORKERS": "0"}, port="x", tls_cert="cert.pem", behind_proxy="y")
+    assert len(told) == 6
+    for name in ("--port", "GATELODGE_WORKERS", "brand", "secret", "--behind-proxy", "--tls-cert and --tls-key"):
+        assert sum(name in fault for fault in told) == 1
+
+
+def test_the_exception_tells_all_of_them_too(load):
+    with pytest.raises(SettingsFault, match=r"--port .*; --workers "):
+        load(port="x", workers="x")
+
+
+def test_a_proxy_that_ends_tls_excludes_a_certificate(faults):
+    (fault,) = faults(tls_cert="cert.pem", tls_key="key.pem", behind_proxy="10.0.0.0/8")
+    assert "--behind-proxy" in fault
+
+
+def test_a_jwt_may_live_as_long_as_its_session_and_no_longer(load, faults):
+    assert load(jwt_ttl="2d", session_ttl="2d").lifetimes.jwt_ttl == 2 * DAY
+    assert len(faults(jwt_ttl="172800001ms", session_ttl="2d")) == 1
+
+
+@pytest.mark.parametrize("name", ["prot", "master_key", "tls"])
+def test_a_setting_that_does_not_exist_is_told(faults, name):
+    (fault,) = faults(f"{name} = 1")
+    assert name in fault
+
+
+@pytest.mark.parametrize("content", [b"port = ", b"port: 1", b"\xff\xfe", b"port = 1\nport = 2"])
+def test_a_file_that_cannot_be_read_is_told(tmp_path, content):
+    (tmp_path / "gatelodge.toml").write_bytes(content)
+    with pytest.raises(SettingsFault, match=r"gatelodge\.toml"):
+        load_settings({"data": str(tmp_path)}, {})
+
+
+def test_a_file_that_was_named_must_be_there(tmp_path):
+    with pytest.raises(SettingsFault, match=r"other\.toml"):
+        load_settings({"data": str(tmp_path)}, {"GATELODGE_CONFIG": str(tmp_path / "other.toml")})
+    load_settings({"data": str(tmp_path / "nowhere")}, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "milliseconds"),
+    [("1ms", 1), ("90s", 90 * SECOND), ("15m", 15 * MINUTE), ("24h", DAY), ("30d", 30 * DAY), ("0s", 0), (" 1h ", HOUR)],
+)
+def test_a_duration_is_read(text, milliseconds):
+    assert parse_duration(text) == milliseconds
+
+
+def test_r71_no_setting_holds_a_secret():
+    """The master key is a file, or a variable that no setting reads; nothing secret has a default."""
+    for name in [*OPTIONS, *(field.name for field in fields(Settings))]:
+        assert not {"secret", "password", "master", "pepper", "token"} & set(name.split("_"))
+    assert {name for name in OPTIONS if "key" in name} == {"tls_key"}
+    assert OPTIONS["tls_key"].default == ""
+
+
+def test_every_setting_says_what_it_is_for():
+    for option in OPTIONS.values():
+        assert option.meaning
