@@ -155,6 +155,11 @@ def assemble(
     )
 
 
+def _log_purge(count: int) -> None:
+    if count:
+        log.info("sessions_purged", count=count)
+
+
 def slug_of(name: str) -> str:
     """A partner id from a name: lower-case ASCII, digits and hyphens, at most 48 characters."""
     return str(slugify(name, max_length=48, word_boundary=True))
@@ -195,9 +200,7 @@ def web_app(lodge: Lodge) -> Edge:
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
         await lodge.signing_keys.establish()
-        housekeeping = Housekeeping(
-            store=lodge.store, clock=lodge.clock, on_purged=lambda count: log.info("sessions_purged", count=count)
-        )
+        housekeeping = Housekeeping(store=lodge.store, clock=lodge.clock, on_purged=_log_purge)
         task = asyncio.create_task(housekeeping.run())
         try:
             yield

@@ -27,6 +27,7 @@ from gatelodge_server.core.refusals import Refusal
 from gatelodge_server.doctor import examine
 from gatelodge_server.http.fields import Email, Line, Name
 from gatelodge_server.http.sessions import rfc3339
+from gatelodge_server.log import configure_log
 from gatelodge_server.serve import Started, serve
 from gatelodge_server.settings import OPTIONS, Settings, SettingsFault, load_settings, parse_duration
 from gatelodge_server.store.migrate import HEAD
@@ -467,4 +468,6 @@ def _announce(started: Started) -> None:
 
 def main() -> None:
     """Run the command line."""
+    os.umask(0o077)  # the database, its log and the keys are nobody else's to read
+    configure_log()
     app()

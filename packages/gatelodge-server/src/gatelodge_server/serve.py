@@ -1,7 +1,10 @@
 """`gatelodge serve`: the socket, the certificate, the processes, and what is said to whoever started it."""
 
+import asyncio
 import logging
+import multiprocessing
 import os
+import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -43,6 +46,7 @@ class WebApp:
     def __call__(self) -> Edge:
         configure_log()
         _hear_libraries()
+        _end_with_parent()
         return web_app(self.assemble(Vault(load_master_keys(self.settings, os.environ), system_entropy)))
 
     def assemble(self, vault: Vault) -> Lodge:
@@ -126,6 +130,13 @@ def _bind(settings: Settings) -> socket.socket:
         raise StartFault(f"cannot listen on {settings.host} port {settings.port}: {fault.strerror}") from fault
     sock.set_inheritable(True)
     return sock
+
+
+def _end_with_parent() -> None:
+    """Let a worker stop when the process that started it is gone, however it went: nobody would restart or stop it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        asyncio.get_running_loop().add_reader(parent.sentinel, os.kill, os.getpid(), signal.SIGTERM)
 
 
 class _ToLog(logging.Handler):
