@@ -194,19 +194,25 @@ async def _start_sweep(ground: Ground, fault: str, *, tables: bool, most: int) -
         hit = "(INJECTED)" in output.read_text() or "killed by SIGKILL" in output.read_text()
         if "Traceback" in log:
             faults.append(f"start: {name}: a traceback instead of a sentence: {log.splitlines()[-1]}")
-        whole = ground.site(name)
-        try:
-            await whole.start()
-            answer = await whole.caller().log_in(await asyncio.to_thread(whole.partner))
-            if answer is None or answer.status != 200:
-                faults.append(f"start: {name}: afterwards a login is answered with {answer}")
-        except AssertionError as fault_:
-            faults.append(f"start: {name}: afterwards it cannot be started: {fault_}")
-        await whole.kill()
+        faults += await _starts_whole(ground.site(name), name)
         if not hit or number == most:
             where = "with tables" if tables else "empty"
             return Verdict(f"{number if hit else number - 1} x start ({where}) {fault}: {failed} did not start", faults)
     raise AssertionError
+
+
+async def _starts_whole(site: Site, name: str) -> list[str]:
+    """What is wrong when a server starts on what another has left behind."""
+    faults = []
+    try:
+        await site.start()
+        answer = await site.caller().log_in(await asyncio.to_thread(site.partner))
+        if answer is None or answer.status != 200:
+            faults.append(f"start: {name}: afterwards a login is answered with {answer}")
+    except AssertionError as fault:
+        faults.append(f"start: {name}: afterwards it cannot be started: {fault}")
+    await site.kill()
+    return faults
 
 
 _KILL = "signal=KILL:when=N"
@@ -240,6 +246,19 @@ def run_start(ground: Ground) -> Verdict:
     return bounded(all_(), seconds=ground.scale(1200, 120))
 
 
+def control_start(ground: Ground) -> Verdict:
+    """Start on a directory that is broken."""
+
+    async def broken() -> Verdict:
+        site = ground.site("start-broken")
+        await site.start()
+        await site.kill()
+        site.server.data.joinpath("master.key").unlink()
+        return Verdict("1 start", await _starts_whole(site, "without its master key"))
+
+    return bounded(broken(), seconds=60)
+
+
 def control(ground: Ground) -> Verdict:
     """Tamper with a server that takes no notice."""
     site = ground.site("faults-control", variant="careless")
@@ -253,4 +272,12 @@ EXPERIMENT = Experiment(
     control=control,
     control_says="a server that takes no notice when a commit fails",
     finds="durable: ",
+)
+START = Experiment(
+    name="start",
+    promise="P9: a start whose writes fail or kill leaves nothing broken behind",
+    run=run_start,
+    control=control_start,
+    control_says="the same search for a broken directory, on one that has lost its master key",
+    finds="start: ",
 )

@@ -18,6 +18,7 @@ from sqlalchemy import event
 
 from gatelodge.errors import InvalidCredential
 from gatelodge_server.app import Lodge, assemble, open_store, system_clock
+from gatelodge_server.core.ids import uuid7
 from gatelodge_server.core.model import Clock, Instant, SessionEnd
 from gatelodge_server.core.ports import (
     Advanced,
@@ -36,7 +37,7 @@ from gatelodge_server.serve import WebApp, serve
 from gatelodge_server.settings import Settings, load_settings
 from gatelodge_server.store.sqlite import SqliteDriver
 from gatelodge_server.store.store import SqlStore
-from gatelodge_server.vault import Vault
+from gatelodge_server.vault import Vault, system_entropy
 
 OFFSET_FILE: Final = "clock-offset"
 """In the data directory: what the ``clock`` variant adds to the time, in milliseconds; ``=N`` stops it at N."""
@@ -132,6 +133,20 @@ class _Deaf(SqlStore):
         return await super().advance_session(attempt._replace(retry=None))
 
 
+class _Hoarding(SqlStore):
+    """Opens another session at every refresh."""
+
+    async def advance_session(self, attempt: RefreshAttempt) -> RefreshOutcome:
+        found = await self.find_session(attempt.session_id)
+        if found is not None:
+            session, digest = found.session, found.standing.digest
+            another = uuid7(attempt.now, system_entropy)
+            await self.open_session(
+                LoginAttempt(session.credential_id, digest, another, attempt.now, attempt.expires_at, session.retires_at)
+            )
+        return await super().advance_session(attempt)
+
+
 class _Telling(SqlStore):
     """Answers at once when nobody has a key of this id."""
 
@@ -155,6 +170,7 @@ STORES: Final[Mapping[str, Callable[[Settings], SqlStore]]] = {
     "lenient": lambda settings: _Lenient(_driver(settings)),
     "by-the-clock": lambda settings: _ByTheClock(_driver(settings)),
     "deaf": lambda settings: _Deaf(_driver(settings)),
+    "hoarding": lambda settings: _Hoarding(_driver(settings)),
     "telling": lambda settings: _Telling(_driver(settings)),
 }
 
