@@ -41,7 +41,7 @@ class MetadataRoutes:
         tag = b'"' + hashlib.sha256(msgspec.json.encode(body)).hexdigest()[:32].encode("ascii") + b'"'
         caching = f"public, max-age={KEY_SET_MAX_AGE // SECOND}".encode("ascii")
         headers = ((b"cache-control", caching), (b"etag", tag))
-        if call.header(b"if-none-match") == tag:
+        if _names(call.header(b"if-none-match"), tag):
             return Answer(HTTPStatus.NOT_MODIFIED, None, headers)
         return Answer(HTTPStatus.OK, body, headers)
 
@@ -65,7 +65,7 @@ class MetadataRoutes:
                 summary="The key set",
                 description="Public keys for verifying session JWTs offline. Cache it; a new key is here before its first use.",
                 handler=self.key_set,
-                answers={200: KeySetAnswer},
+                answers={200: KeySetAnswer, 304: None},
                 refusals=(Unavailable,),
             ),
             Operation(
@@ -86,3 +86,10 @@ class MetadataRoutes:
                 refusals=(Unavailable,),
             ),
         ]
+
+
+def _names(known: bytes | None, tag: bytes) -> bool:
+    """Whether an `If-None-Match` names the tag (RFC 9110 13.1.2: a list, compared weakly; caches on the way weaken tags)."""
+    if known is None:
+        return False
+    return known.strip() == b"*" or tag in {each.strip().removeprefix(b"W/") for each in known.split(b",")}

@@ -15,15 +15,17 @@ from gatelodge_server.http.fields import schema_of
 from gatelodge_server.http.operation import Operation, Receive, Scope, Send, send_bytes
 from gatelodge_server.http.problems import (
     STATUSES,
+    AmbiguousCredentials,
     BodyTooLarge,
     InvalidFields,
     MalformedJson,
+    MalformedRequest,
     Problem,
     UnsupportedMediaType,
 )
 
 _SCHEMA: Final = "#/components/schemas/{name}"
-_BODY_FAULTS: Final = (MalformedJson, BodyTooLarge, UnsupportedMediaType, InvalidFields)
+_BODY_FAULTS: Final = (MalformedRequest, MalformedJson, BodyTooLarge, UnsupportedMediaType, InvalidFields)
 _TEMPLATES: Final = Path(__file__).with_name("templates")
 
 
@@ -105,6 +107,8 @@ def _answer(status: int, body: type[msgspec.Struct] | None) -> dict[str, Any]:
 
 def _refusals(operation: Operation) -> dict[str, Any]:
     refusals = [*operation.refusals, *(_BODY_FAULTS if operation.body is not None else ())]
+    if operation.credential is not None:
+        refusals.append(AmbiguousCredentials)
     if operation.parameters and operation.body is None:
         refusals.append(InvalidFields)
     by_status: dict[int, list[str]] = {}

@@ -41,6 +41,8 @@ _IDEMPOTENCY_KEY_MAX: Final = 255
 _JSON: Final = (b"content-type", b"application/json")
 _PROBLEM_JSON: Final = (b"content-type", b"application/problem+json")
 _NO_STORE: Final = (b"cache-control", b"no-store")
+_WITHOUT_CONTENT: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
+"""RFC 9110 8.6: a length there would be that of some other answer."""
 
 
 class Call:
@@ -209,7 +211,7 @@ async def send_problem(refused: Exception, call: Call, send: Send, extra: Iterab
 
 async def send_bytes(send: Send, status: int, data: bytes, headers: list[tuple[bytes, bytes]]) -> None:
     """Send a whole answer."""
-    if status != HTTPStatus.NO_CONTENT:
+    if status not in _WITHOUT_CONTENT:
         headers.append((b"content-length", str(len(data)).encode("ascii")))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": data})
