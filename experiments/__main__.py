@@ -5,13 +5,15 @@ Exit code 1 if a promise was broken, or if a negative control was not.
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import EXPERIMENTS
+from experiments.catalogue import EXPERIMENTS
 from experiments.ground import Experiment, Ground, Verdict, Work
 
 
@@ -24,28 +26,54 @@ def main() -> int:
     unknown = [name for name in given.names if name not in EXPERIMENTS]
     if unknown:
         parser.error(f"there is no experiment {', '.join(unknown)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended here too
     root = Path(tempfile.mkdtemp(prefix="gatelodge-experiments-"))
     try:
         # In the order of the table, whatever the order of the names: the search for secrets comes last.
         chosen = [experiment for name, experiment in EXPERIMENTS.items() if not given.names or name in given.names]
         with Ground(root, quick=given.quick) as ground:
-            good = [_run(experiment, ground) for experiment in chosen]
+            rows = [_run(experiment, ground) for experiment in chosen]
     finally:
         shutil.rmtree(root)
-    print(f"\n{sum(good)} of {len(good)} experiments: the promise holds, and its negative control fails.")
-    return 0 if all(good) else 1
+    print()
+    for row in rows:
+        print(row)
+    good = sum(row.good for row in rows)
+    print(f"\n{good} of {len(rows)}: the promise holds, and its negative control fails.")
+    return 0 if good == len(rows) else 1
 
 
-def _run(experiment: Experiment, ground: Ground) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A line of the table."""
+
+    name: str
+    promise: str
+    control: str
+    counts: str
+    seconds: float
+
+    @property
+    def good(self) -> bool:
+        """Whether both came out as they must."""
+        return self.promise == "holds" and self.control == "fails"
+
+    def __str__(self) -> str:
+        return f"{self.name:9} promise {self.promise:10} control {self.control:14} {self.seconds:5.0f} s  {self.counts}"
+
+
+def _run(experiment: Experiment, ground: Ground) -> _Row:
     print(f"\n{experiment.name}: {experiment.promise}", flush=True)
+    begun = time.monotonic()
     promise = _try("promise", experiment.run, ground)
     control = _try(f"control ({experiment.control_says})", experiment.control, ground)
-    holds = promise is not None and promise.holds
-    fails = control is not None and experiment.control_fails(control)
-    if promise is not None:
-        print(f"  the promise {'holds' if holds else 'IS BROKEN'}", flush=True)
-    print(f"  the control {'fails, as it must' if fails else 'DOES NOT FAIL as it must: this proves nothing'}", flush=True)
-    return holds and fails
+    return _Row(
+        experiment.name,
+        "broke down" if promise is None else "holds" if promise.holds else "BROKEN",
+        "broke down" if control is None else "fails" if experiment.control_fails(control) else "DOES NOT FAIL",
+        promise.counts if promise is not None else "",
+        time.monotonic() - begun,
+    )
 
 
 def _try(what: str, work: Work, ground: Ground) -> Verdict | None:

@@ -228,7 +228,7 @@ _SWEEPS = [
 
 def run(ground: Ground) -> Verdict:
     """Tamper with the product's writes."""
-    return bounded(_sweep(ground.site("faults"), _SWEEPS, ground.scale(1000, 2)), seconds=ground.scale(2400, 240))
+    return bounded(_sweep(ground.site("faults"), _SWEEPS, ground.scale(1000, 1)), seconds=ground.scale(2400, 240))
 
 
 def run_start(ground: Ground) -> Verdict:

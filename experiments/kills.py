@@ -210,7 +210,7 @@ def run(ground: Ground) -> Verdict:
 
 def control(ground: Ground) -> Verdict:
     """Kill a server that acknowledges before it commits."""
-    return bounded(_kill_and_restart(ground.site("kills-control", variant="hasty"), 3, alone=True), seconds=90)
+    return bounded(_kill_and_restart(ground.site("kills-control", variant="hasty"), 2, alone=True), seconds=90)
 
 
 EXPERIMENT = Experiment(

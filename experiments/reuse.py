@@ -10,7 +10,7 @@ same successor, or the same company with the same key; the audit trail tells of 
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Self
 
 from experiments.client import Answer, Caller
@@ -38,7 +38,7 @@ def _token(answer: Answer | None) -> str:
     return str(answer.body["refreshToken"])
 
 
-async def _reuse(site: Site) -> Verdict:
+async def _reuse(site: Site, shifts: Sequence[int]) -> Verdict:
     await site.start()
     key = await asyncio.to_thread(site.partner)
     caller = site.caller()
@@ -46,7 +46,7 @@ async def _reuse(site: Site) -> Verdict:
     for number, chain in enumerate(chains):
         await caller.refresh(chain[number])  # each chain by another of its spent tokens
         await caller.refresh(chain[-1])
-    for shift in _SHIFTS:
+    for shift in shifts:
         caller.close()
         await site.kill()
         (site.server.data / OFFSET_FILE).write_text(str(shift))
@@ -58,9 +58,7 @@ async def _reuse(site: Site) -> Verdict:
     faults = await asyncio.to_thread(site.judge)
     await site.kill()
     refused = sum(op.status == 401 for op in site.book.operations)
-    return Verdict(
-        f"{len(chains)} sessions ended by reuse, {len(_SHIFTS)} restarts and clock steps, {refused} refusals", faults
-    )
+    return Verdict(f"{len(chains)} sessions ended by reuse, {len(shifts)} restarts and clock steps, {refused} refusals", faults)
 
 
 class LossyProxy:
@@ -178,12 +176,12 @@ async def _one_of_each(direct: Caller, behind: Caller, proxy: LossyProxy, key: s
 
 def run_reuse(ground: Ground) -> Verdict:
     """Reuse tokens of the product."""
-    return bounded(_reuse(ground.site("reuse", variant="clock")), seconds=180)
+    return bounded(_reuse(ground.site("reuse", variant="clock"), _SHIFTS[: ground.scale(5, 2)]), seconds=180)
 
 
 def control_reuse(ground: Ground) -> Verdict:
     """Reuse tokens of a server that is lenient."""
-    return bounded(_reuse(ground.site("reuse-control", variant="lenient")), seconds=180)
+    return bounded(_reuse(ground.site("reuse-control", variant="lenient"), _SHIFTS[:1]), seconds=180)
 
 
 def run_retry(ground: Ground) -> Verdict:

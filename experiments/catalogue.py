@@ -1,0 +1,24 @@
+"""Every experiment, in the order in which they are run: the search for secrets comes after all that leave files behind."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from experiments import canary, clocks, faults, growth, kills, order, reuse, spending, timing
+from experiments.ground import Experiment
+
+EXPERIMENTS: Final[Mapping[str, Experiment]] = {
+    experiment.name: experiment
+    for experiment in (
+        kills.EXPERIMENT,
+        order.EXPERIMENT,
+        faults.EXPERIMENT,
+        faults.START,
+        spending.EXPERIMENT,
+        reuse.REUSE,
+        reuse.RETRY,
+        clocks.EXPERIMENT,
+        timing.EXPERIMENT,
+        growth.EXPERIMENT,
+        canary.EXPERIMENT,
+    )
+}
