@@ -1,8 +1,9 @@
-"""One JSON object a line on standard error: who, what, when, from where. Values are escaped, so a line is always one event.
+"""One JSON object a line on standard error: who, what, when, from where. All but ASCII is escaped: one line is one event.
 
 Nothing here is given a secret: what is logged is ids, codes and addresses.
 """
 
+import json
 import sys
 from datetime import UTC, datetime
 from typing import Final
@@ -11,11 +12,16 @@ import msgspec
 import structlog
 
 _ENCODER: Final = msgspec.json.Encoder(enc_hook=repr)
+_DELETE: Final = b"\x7f"
 
 
 def _render(_logger: object, _method: str, event: structlog.typing.EventDict) -> bytes:
     # One step in place of structlog's three: a line is written for every login and refresh.
-    return _ENCODER.encode({"at": datetime.now(UTC), **event})  # noqa: TID251 - a log has the machine's own time
+    line = _ENCODER.encode({"at": datetime.now(UTC), **event})  # noqa: TID251 - a log has the machine's own time
+    if line.isascii() and _DELETE not in line:
+        return line
+    # U+0085 and U+2028 end a line for some readers, U+009B begins an escape sequence, U+202E turns the text around.
+    return json.dumps(json.loads(line)).encode("ascii").replace(_DELETE, b"\\u007f")
 
 
 def configure_log() -> None:
