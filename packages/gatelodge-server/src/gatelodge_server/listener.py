@@ -21,8 +21,11 @@ REQUEST_MAX: Final = 1024 * 1024
 REQUEST_TIMEOUT: Final = 30.0
 """Seconds from a request's first byte to its last."""
 _HELLO_TIMEOUT: Final = 10.0
+_GOODBYE_TIMEOUT: Final = 1.0
+"""Seconds for which a hang-up over TLS is to be answered in kind: an idle client does not answer, and holds up our stop."""
 _TLS_HANDSHAKE: Final = b"\x16"
 """The first byte of every TLS connection (RFC 8446 5.1: ContentType handshake), and of no HTTP request."""
+_TLS_TIMEOUTS: Final = {"ssl_handshake_timeout": _HELLO_TIMEOUT, "ssl_shutdown_timeout": _GOODBYE_TIMEOUT}
 _SORRY: Final = b"The request line and the headers are too large."
 _HEAD_TOO_LARGE: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain; charset=utf-8\r\n"
@@ -91,10 +94,8 @@ class Listener:
                 connection.close()
                 return
             context = self._context if first == _TLS_HANDSHAKE else None
-            timeout = _HELLO_TIMEOUT if context is not None else None
-            await self._loop.connect_accepted_socket(
-                self._protocol_factory, connection, ssl=context, ssl_handshake_timeout=timeout
-            )
+            timeouts = {} if context is None else _TLS_TIMEOUTS
+            await self._loop.connect_accepted_socket(self._protocol_factory, connection, ssl=context, **timeouts)
         except (OSError, TimeoutError):  # it hung up, or what it sent is no TLS after all
             connection.close()
         except asyncio.CancelledError:
