@@ -55,7 +55,9 @@ def found(session=SESSION, standing=LIVE):
     ("changes", "reason"),
     [
         ({}, None),
-        ({"ends_at": START + 1, "end_cause": EndCause.REVOKED}, None),
+        ({"ends_at": START + 1, "end_cause": EndCause.ROTATED}, None),
+        # Revoked is revoked, even if the clock has been set back behind the moment of it.
+        ({"ends_at": START + 1, "end_cause": EndCause.REVOKED}, CredentialRevoked),
         (ENDED | {"end_cause": EndCause.EXPIRED}, CredentialExpired),
         (ENDED | {"end_cause": EndCause.ROTATED}, CredentialRotated),
         (ENDED | {"end_cause": EndCause.REVOKED}, CredentialRevoked),
@@ -74,7 +76,7 @@ def test_a_standing_is_judged(changes, reason):
     assert judge_key(changed(LIVE, **changes), DIGEST, START) is reason
 
 
-@pytest.mark.parametrize("cause", EndCause)
+@pytest.mark.parametrize("cause", [EndCause.EXPIRED, EndCause.ROTATED])
 @pytest.mark.parametrize("offset", AROUND)
 def test_a_key_works_until_just_before_it_ends(cause, offset):
     ending = changed(LIVE, ends_at=START, end_cause=cause)

@@ -57,6 +57,8 @@ def digest_key(text: Secret) -> bytes:
 
 def judge_standing(standing: Standing, now: Instant) -> type[Rejected] | None:
     """Why a genuine holder may not come in at ``now``; ``None`` if it may."""
+    if standing.end_cause is EndCause.REVOKED:
+        return CredentialRevoked  # at once and for good: a clock that is set back brings no revoked key to life
     if standing.ends_at is not None and now >= standing.ends_at:
         return _END_REASONS[standing.end_cause or EndCause.REVOKED]
     if standing.company_gone or standing.partner_status is PartnerStatus.DEACTIVATED:
