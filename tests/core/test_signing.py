@@ -291,10 +291,24 @@ async def test_establishing_keys_again_changes_none(lodge):
     assert await lodge.signing_keys.list_keys() == before
 
 
+async def test_p10_a_clock_set_back_behind_the_first_key_shuts_nobody_out(lodge):
+    kid = await signed(lodge)
+    await lodge.signing_keys.rotate(by="test")  # a second key is to sign from five minutes on
+    lodge.monotonic.now += RING_MAX_AGE
+    for back in (1, HOUR, 400 * DAY):
+        lodge.clock.now = START - back
+        assert await signed(lodge) == kid
+        assert await lodge.signing_keys.find_async(kid) is not None
+
+
 async def test_without_a_key_that_signs_nothing_is_signed(lodge):
-    lodge.clock.forward(-1)  # before the first key begins to sign
+    class OnlyNext:
+        async def list_signing_keys(self):
+            return [key for key in await lodge.store.list_signing_keys() if key.signs_from is None]
+
+    keys = SigningKeys(store=OnlyNext(), sealer=lodge.vault, clock=lodge.clock, monotonic=lodge.monotonic, jwt_ttl=DAY)
     with pytest.raises(Unavailable):
-        await signed(lodge)
+        await keys.sign(CLAIMS, typ="at+jwt", now=START)
 
 
 async def test_keys_that_cannot_be_withdrawn_say_why(lodge):

@@ -118,7 +118,13 @@ class SigningKeys:
         for key in ring.keys:
             if key.state(now) == "current":
                 return sign_token(claims, key=ring.private[key.kid], kid=key.kid, typ=typ)
-        raise Unavailable
+        # The clock has been set back behind the day on which the first key began to sign. Nobody is shut out for that: the
+        # first key it is. One that was told nothing yet (`signs_from`) may not be known to every cache.
+        known = [key for key in ring.keys if key.signs_from is not None and key.state(now) == "next"]
+        if not known:
+            raise Unavailable
+        first = min(known, key=lambda key: key.signs_from or 0)
+        return sign_token(claims, key=ring.private[first.kid], kid=first.kid, typ=typ)
 
     def find(self, kid: str) -> VerificationKey | None:
         """Not without the store: a ``Verifier`` over these keys is to be asked with ``verify_async``."""
