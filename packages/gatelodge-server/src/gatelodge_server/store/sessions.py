@@ -33,7 +33,7 @@ from gatelodge_server.core.ports import (
     SessionStanding,
 )
 from gatelodge_server.core.sessions import judge_refresh
-from gatelodge_server.store.keys import STANDING_COLUMNS, WITH_HOLDER, note_first_use, read_standings, standing_of
+from gatelodge_server.store.keys import STANDING_COLUMNS, WITH_HOLDER, note_first_use, read_presented, standing_of
 from gatelodge_server.store.tables import AnyRow, credential, partner, session
 from gatelodge_server.store.trail import append_audit, append_change
 
@@ -99,7 +99,7 @@ def _session_of(row: AnyRow) -> SessionStanding:
 
 def open_sessions(connection: Connection, attempts: Sequence[LoginAttempt]) -> list[Opened | Refused]:
     """Judge each key and insert the sessions of those that may come in, as one statement."""
-    rows = read_standings(connection, [attempt.key_id for attempt in attempts])
+    rows = read_presented(connection, [(attempt.key_id, attempt.digest) for attempt in attempts])
     outcomes: list[Opened | Refused] = []
     new: list[dict[str, object]] = []
     first_used: dict[str, Instant] = {}
