@@ -90,11 +90,11 @@ def serve(
     if settings.port == 0 and settings.public_url == "https://localhost:0":
         settings = replace(settings, public_url=f"https://localhost:{port}")
     settings = replace(settings, port=port)
-    certificate = certificate_of(settings)
     try:
+        certificate = certificate_of(settings)
         config = _config(web_app_of(settings), certificate)
     except OSError as fault:
-        raise StartFault(f"the certificate cannot be used: {fault}") from fault
+        raise StartFault(f"the certificate cannot be made or used: {fault}") from fault
     started = Started(settings, certificate, fresh)
     if settings.workers > 1:
         _AnnouncingWorkers(config, [sock], lambda: announce(started)).run()
