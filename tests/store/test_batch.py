@@ -153,8 +153,9 @@ async def test_r72_more_than_the_backlog_are_turned_away_at_once(flushes, backlo
     batch = Batch(flushes, backlog=backlog)
     first = await held(flushes, batch)
     waiting = await queued(batch, *"abc"[:backlog])
-    with pytest.raises(Unavailable):
-        await batch("too many")
+    (turned_away,) = await queued(batch, "too many")
+    assert turned_away.done()
+    assert isinstance(turned_away.exception(), Unavailable)
     assert not any(task.done() for task in waiting)
     flushes.gate.set()
     assert await asyncio.gather(first, *waiting) == ["FIRST", *"ABC"[:backlog]]
