@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slugify import slugify
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 from starlette.routing import Route, Router
 
 from gatelodge.tokens import TokenRules
@@ -34,6 +36,7 @@ from gatelodge_server.http.sessions import SessionRoutes
 from gatelodge_server.log import log
 from gatelodge_server.settings import Settings
 from gatelodge_server.store.migrate import SchemaTooNew, upgrade
+from gatelodge_server.store.signing import list_signing_keys
 from gatelodge_server.store.sqlite import SqliteDriver, sqlite_engine
 from gatelodge_server.store.store import SqlStore
 from gatelodge_server.vault import MasterKeyFault, MasterKeys, Vault, system_entropy
@@ -69,13 +72,13 @@ class Lodge:
 def prepare(settings: Settings, environ: Mapping[str, str]) -> bool:
     """Make what a start needs and does not find: directory, master key, schema. Whether the database is a new one.
 
-    Raises ``StartFault``. A master key is made for an empty database only: a database that has lost its key is not to be
-    opened with another.
+    Raises ``StartFault``. A master key is made for an empty database only: a database that has lost its key is not opened with
+    another.
     """
-    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    settings.database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = not settings.database.exists()
     try:
+        settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings.database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = not settings.database.exists()
         if MASTER_KEY_VARIABLE not in environ and not master_key_path(settings).exists():
             if not fresh:
                 raise StartFault(
@@ -86,11 +89,27 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> bool:
         engine = sqlite_engine(settings.database)
         try:
             upgrade(engine)
+            _try_master_keys(engine, load_master_keys(settings, environ))
         finally:
             engine.dispose()
     except (MasterKeyFault, SchemaTooNew) as fault:
         raise StartFault(str(fault)) from fault
+    except OSError as fault:
+        raise StartFault(f"{fault.filename or settings.data} cannot be made or read: {fault.strerror}") from fault
+    except DBAPIError as fault:
+        raise StartFault(f"{settings.database} cannot be used: {fault.orig}") from fault
     return fresh
+
+
+def _try_master_keys(engine: Engine, keys: MasterKeys) -> None:
+    vault, now = Vault(keys, system_entropy), system_clock()
+    with engine.connect() as connection:
+        wrapped = [(key.kid, key.wrapped) for key in list_signing_keys(connection) if key.state(now) != "gone"]
+    try:
+        for kid, sealed in wrapped:
+            vault.open(sealed, label=b"signing-key:" + kid.encode("ascii"))
+    except ValueError as fault:
+        raise StartFault(f"the database was made under another master key than the present one: {fault}") from fault
 
 
 def master_key_path(settings: Settings) -> Path:

@@ -165,9 +165,9 @@ def _when(instant: Instant | None) -> str | None:
 def _instant(text: str) -> Instant:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return int((moment if moment.tzinfo else moment.astimezone()).timestamp() * SECOND)
+    except (ValueError, OverflowError):  # the latter where a time zone leads out of the calendar
         raise typer.BadParameter("must be a time such as 2026-06-26T07:56:42+00:00") from None
-    return int((moment if moment.tzinfo else moment.astimezone()).timestamp() * SECOND)
 
 
 def _duration(text: str) -> int:
@@ -188,7 +188,7 @@ def _line(kind: type[Line]) -> Callable[[str], str]:
 
 
 def _slug(text: str) -> str:
-    if slug_of(text) != text:
+    if not text or slug_of(text) != text:
         raise typer.BadParameter("must be lower-case letters, digits and single hyphens, 48 at most")
     return text
 

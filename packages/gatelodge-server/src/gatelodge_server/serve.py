@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -85,21 +86,30 @@ def serve(
 ) -> None:
     """Serve until told to stop (SIGTERM, SIGINT); requests under way are answered first. Raises ``StartFault``."""
     fresh = prepare(settings, os.environ)
+    certificate = _usable_certificate(settings)
     sock = _bind(settings)
     port = sock.getsockname()[1]
     if settings.port == 0 and settings.public_url == "https://localhost:0":
         settings = replace(settings, public_url=f"https://localhost:{port}")
     settings = replace(settings, port=port)
-    try:
-        certificate = certificate_of(settings)
-        config = _config(web_app_of(settings), certificate)
-    except OSError as fault:
-        raise StartFault(f"the certificate cannot be made or used: {fault}") from fault
+    config = _config(web_app_of(settings), certificate)
     started = Started(settings, certificate, fresh)
     if settings.workers > 1:
         _AnnouncingWorkers(config, [sock], lambda: announce(started)).run()
     else:
         _Announcing(config, lambda: announce(started)).run([sock])
+
+
+def _usable_certificate(settings: Settings) -> Certificate | None:
+    try:
+        certificate = certificate_of(settings)
+        if certificate is not None:
+            # uvicorn loads it later, in each process, and has only a traceback to say about one that is no good.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate.chain, certificate.key)
+    except OSError as fault:
+        where = f"{settings.tls_cert} with {settings.tls_key}" if settings.tls_cert else str(settings.data / "tls")
+        raise StartFault(f"the certificate cannot be made or used: {where}: {fault.strerror or fault}") from fault
+    return certificate
 
 
 def _config(app: WebApp, certificate: Certificate | None) -> uvicorn.Config:

@@ -24,6 +24,7 @@ Value = TypeVar("Value")
 
 _UNITS: Final[Mapping[str, Duration]] = {"ms": 1, "s": SECOND, "m": MINUTE, "h": HOUR, "d": DAY}
 _DURATION: Final = re.compile(r"(\d{1,9})(ms|s|m|h|d)", re.ASCII)
+_LONGEST: Final[Duration] = 3650 * DAY
 _PORT_MAX: Final = 65_535
 _WORKERS_MAX: Final = 64
 
@@ -62,7 +63,10 @@ def parse_duration(text: str) -> Duration:
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise ValueError("is not a duration such as 90s, 15m, 24h or 30d")
-    return int(match[1]) * _UNITS[match[2]]
+    duration = int(match[1]) * _UNITS[match[2]]
+    if duration > _LONGEST:  # an instant must stay one that a calendar can show
+        raise ValueError("must not be longer than 3650d")
+    return duration
 
 
 def _positive_duration(text: str) -> Duration:
