@@ -1,0 +1,345 @@
+"""`gatelodge serve` itself: how it starts, what it prints, how it is refused, how it stops. And the settings and `doctor`."""
+
+import json
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+import trustme
+from harness import PROGRAM, Server, clean_environment
+from outside import PATIENCE, add_partner, command, connect, is_closed, log_in, read_answer, until
+
+
+@pytest.fixture
+def started(tmp_path):
+    """Starts the installed program as a person would, in an empty directory."""
+    running = []
+
+    def start(*args, **environ):
+        program = Path(sys.executable).with_name("gatelodge")
+        process = subprocess.Popen(
+            [str(program), "serve", *args],
+            cwd=tmp_path,
+            env=clean_environment(environ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+def test_the_three_commands_that_serve_prints_work_when_they_are_pasted(started, tmp_path):
+    process = started("--port", "0")
+    printed = []
+    while not printed or "/companies" not in printed[-1]:
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        printed.append(line)
+    assert re.match(r"Gatelodge \(uat\) is up: https://localhost:\d+ ", printed[0])
+    commands = [line.strip() for line in printed if re.match(r"  (KEY=|JWT=|curl )", line)]
+    assert len(commands) == 3
+    bash = shutil.which("bash")
+    assert bash
+    assert shutil.which("curl"), "curl is needed: the printed commands are for it"
+    done = subprocess.run(
+        [bash, "-c", "\n".join(["set -euo pipefail", *commands])],
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"companies": [], "nextCursor": None}
+    data = tmp_path / "gatelodge-data"
+    assert (data / "master.key").stat().st_mode & 0o777 == 0o600
+    assert (data / "tls" / "server.key").stat().st_mode & 0o777 == 0o600
+
+
+def serve(*args, **environ):
+    """Run `serve` where it is expected to end by itself."""
+    return subprocess.run(
+        [*PROGRAM, "serve", *args], env=clean_environment(environ), capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_a_port_in_use_is_refused_in_one_line(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = serve("--port", str(port), "--data", str(tmp_path / "data"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"cannot listen on 127.0.0.1 port {port}: Address already in use")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("fault", ["not-there", "no-certificate", "another-key"])
+def test_a_certificate_that_cannot_be_used_is_refused_in_one_line(tmp_path, fault):
+    issued = trustme.CA().issue_cert("localhost")
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    issued.cert_chain_pems[0].write_to_path(chain)
+    issued.private_key_pem.write_to_path(key)
+    if fault == "not-there":
+        chain.unlink()
+    elif fault == "no-certificate":
+        chain.write_text("nothing of the kind")
+    else:
+        trustme.CA().issue_cert("localhost").private_key_pem.write_to_path(key)
+    done = command("serve", "--port", "0", "--tls-cert", str(chain), "--tls-key", str(key), data=tmp_path / "data")
+    assert (done.exit_code, done.stdout) == (1, ""), done.exception
+    assert done.stderr.startswith(f"the certificate cannot be made or used: {chain} with {key}: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_master_key_that_is_not_the_databases_own_is_refused(tmp_path):
+    data = tmp_path / "data"
+    add_partner(data)
+    add_partner(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "master.key", data / "master.key")
+    for args in (("serve", "--port", "0"), ("partner", "list")):
+        done = command(*args, data=data)
+        assert (done.exit_code, done.stdout) == (1, ""), done.exception
+        assert "master key" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_request_under_way_is_answered_after_sigterm_and_idle_clients_hold_up_nothing(tmp_path):
+    with Server(tmp_path / "data") as server:
+        partner = add_partner(server.data)
+        body = json.dumps({"apiKey": partner.key}).encode()
+        head = b"POST /auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(
+            body
+        )
+        idle = connect(server)
+        idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert read_answer(idle).status == 200
+        with connect(server) as under_way:
+            under_way.sendall(head + body[:10])
+            until(lambda: connect_and_ask(server), "the server has read the head")
+            server.process.send_signal(signal.SIGTERM)
+            until(lambda: refuses(server.port), "nobody is accepted any more")
+            under_way.sendall(body[10:])
+            answer = read_answer(under_way)
+            assert answer.status == 200
+            assert set(json.loads(answer.body)) == {"jwt", "expirationDate", "refreshToken", "refreshTokenExpiration"}
+            assert is_closed(under_way)
+        # Sooner than the twenty seconds for which a request under way would be waited for.
+        server.process.wait(timeout=PATIENCE / 2)
+        server.process.stdout.close()
+        idle.close()
+        assert "timeout" not in server.log_path.read_text()
+
+        server.start()
+        with server.client() as client:
+            session = json.loads(answer.body)
+            assert client.get("/companies", headers={"R-Auth": session["jwt"]}).status_code == 200
+
+
+def connect_and_ask(server):
+    """An exchange that is begun after another and answered: whatever was sent before has been read by then."""
+    with connect(server) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        return read_answer(connection).status == 200
+
+
+def refuses(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), 5).close()
+    except ConnectionError:
+        return True
+    return False
+
+
+def test_the_certificate_and_the_keys_stay_over_a_restart_and_memory_is_modest(server, client, partner):
+    for _ in range(50):
+        log_in(client, partner.key)
+    assert psutil.Process(server.process.pid).memory_info().rss < 120 << 20
+
+
+# --- settings -------------------------------------------------------------------------------------------------------------
+
+
+def test_all_bad_settings_are_told_at_once_by_the_name_under_which_they_were_set(tmp_path):
+    (tmp_path / "gatelodge.toml").write_text('workers = 0\nnonsense = 1\nbrand = "X"\n')
+    environ = {"GATELODGE_JWT_TTL": "soon", "GATELODGE_LOGIN_FAILURE_LIMIT": "often", "GATELODGE_PUBLIC_URL": "http://x/"}
+    args = ("serve", "--port", "70000", "--environment", "UAT", "--behind-proxy", "10.0.0.0/33", "--data", str(tmp_path))
+    done = command(*args, environ=environ)
+    assert (done.exit_code, done.stdout) == (2, "")
+    lines = done.stderr.splitlines()
+    for name in (
+        "--port",
+        "--environment",
+        "--behind-proxy",
+        "GATELODGE_JWT_TTL",
+        "GATELODGE_LOGIN_FAILURE_LIMIT",
+        "GATELODGE_PUBLIC_URL",
+        "workers",
+        "brand",
+        "nonsense",
+    ):
+        assert [line for line in lines if name in line], (name, lines)
+    assert len(lines) == 9
+
+
+@pytest.mark.parametrize(
+    ("environ", "complaint"),
+    [
+        ({"GATELODGE_DATABASE": "postgresql://x"}, "sqlite:///"),
+        ({"GATELODGE_TLS_CERT": "x.pem"}, "go together"),
+        ({"GATELODGE_TLS_CERT": "x", "GATELODGE_TLS_KEY": "x", "GATELODGE_BEHIND_PROXY": "10.0.0.0/8"}, "excludes"),
+        ({"GATELODGE_JWT_TTL": "91d"}, "must not be longer than session_ttl"),
+        ({"GATELODGE_JWT_TTL": "0s"}, "longer than nothing"),
+        ({"GATELODGE_CONFIG": "/nowhere/gatelodge.toml"}, "there is no file"),
+        ({"GATELODGE_HOST": ""}, "must not be empty"),
+        ({"GATELODGE_PORT": "-1"}, "GATELODGE_PORT"),
+        ({"GATELODGE_WORKERS": "65"}, "GATELODGE_WORKERS"),
+        ({"GATELODGE_OTHER_ISSUERS": "not a url"}, "GATELODGE_OTHER_ISSUERS"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(tmp_path, environ, complaint):
+    done = command("serve", data=tmp_path, environ=environ)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert complaint in done.stderr
+
+
+def test_a_flag_goes_before_a_variable_and_that_before_the_file(tmp_path):
+    (tmp_path / "gatelodge.toml").write_text('environment = "fromfile"\n')
+
+    def environment(*args, **environ):
+        key = json.loads(
+            command("partner", "add", "X", "--email", "a@b.example", "--json", *args, data=tmp_path, environ=environ).stdout
+        )
+        return key["apiKey"].split("_")[1]
+
+    assert environment() == "fromfile"
+    assert environment(GATELODGE_ENVIRONMENT="fromvariable") == "fromvariable"
+    assert environment("--environment", "fromflag", GATELODGE_ENVIRONMENT="fromvariable") == "fromflag"
+
+
+# --- doctor ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory):
+    """A deployment that has been started once."""
+    data = tmp_path_factory.mktemp("healthy") / "data"
+    with Server(data) as server:
+        server.stop()
+    return data
+
+
+@pytest.fixture
+def patient(healthy, tmp_path):
+    return Path(shutil.copytree(healthy, tmp_path / "data"))
+
+
+def examine(data, **environ):
+    """What the doctor finds wrong, by check."""
+    done = command("doctor", "--json", data=data, environ=environ)
+    findings = json.loads(done.stdout)
+    assert all(set(finding) == {"check", "status", "detail"} for finding in findings)
+    wrong = {finding["check"]: finding["detail"] for finding in findings if finding["status"] != "ok"}
+    assert done.exit_code == (1 if wrong else 0), done.exception
+    assert len({finding["check"] for finding in findings}) == len(findings)
+    return wrong
+
+
+def test_the_doctor_finds_a_healthy_deployment_healthy(patient):
+    assert examine(patient) == {}
+    table = command("doctor", data=patient)
+    assert table.exit_code == 0
+    assert table.stdout.splitlines()[0].split() == ["check", "status", "detail"]
+    assert len(table.stdout.splitlines()) > 7
+
+
+def test_the_doctor_finds_a_master_key_that_others_can_read(patient):
+    (patient / "master.key").chmod(0o644)
+    assert "0644" in examine(patient)["master key"]
+
+
+def test_the_doctor_finds_no_master_key(patient):
+    (patient / "master.key").unlink()
+    assert set(examine(patient)) == {"master key", "signing keys"}
+
+
+def test_the_doctor_finds_a_master_key_that_is_another_deployments(patient, tmp_path):
+    add_partner(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "master.key", patient / "master.key")
+    assert "master key" in examine(patient)["signing keys"]
+
+
+def test_the_doctor_finds_an_old_schema_and_leaves_it_alone(patient):
+    database = sqlite3.connect(patient / "gatelodge.db")
+    with database:
+        database.execute("UPDATE alembic_version SET version_num = '0000'")
+    assert "gatelodge database upgrade" in examine(patient)["schema"]
+    assert database.execute("SELECT version_num FROM alembic_version").fetchall() == [("0000",)]
+    database.close()
+
+
+def test_the_doctor_finds_no_signing_key(patient):
+    database = sqlite3.connect(patient / "gatelodge.db")
+    with database:
+        database.execute("DELETE FROM signing_key")
+    database.close()
+    assert set(examine(patient)) == {"signing keys"}
+
+
+def test_the_doctor_finds_no_database_and_makes_none(patient, tmp_path):
+    for file in patient.glob("gatelodge.db*"):
+        file.unlink()
+    assert set(examine(patient)) == {"database"}
+    assert {"master key", "database"} <= set(examine(tmp_path / "nowhere"))
+    assert not (patient / "gatelodge.db").exists()
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_doctor_finds_a_file_that_is_no_database(patient):
+    for file in patient.glob("gatelodge.db*"):
+        file.unlink()
+    (patient / "gatelodge.db").write_text("just words " * 1000)
+    assert "database" in examine(patient)
+
+
+def test_the_doctor_finds_a_damaged_database(patient):
+    path = patient / "gatelodge.db"
+    content = bytearray(path.read_bytes())
+    content[4096 * 3 : 4096 * 8] = b"\xff" * 4096 * 5
+    path.write_bytes(content)
+    assert "database" in examine(patient)
+
+
+@pytest.mark.parametrize(("days", "wrong"), [(-1, True), (20, True), (22, False)])
+def test_the_doctor_finds_a_certificate_that_is_about_to_expire(patient, tmp_path, days, wrong):
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    now = datetime.now(UTC)
+    issued = trustme.CA().issue_cert("localhost", not_before=now - timedelta(days=90), not_after=now + timedelta(days=days))
+    issued.cert_chain_pems[0].write_to_path(chain)
+    issued.private_key_pem.write_to_path(key)
+    found = examine(patient, GATELODGE_TLS_CERT=str(chain), GATELODGE_TLS_KEY=str(key))
+    assert set(found) == ({"certificate"} if wrong else set())
+
+
+def test_the_doctor_finds_no_certificate_and_one_that_is_none(patient):
+    (patient / "tls" / "server.pem").write_text("nothing of the kind")
+    assert set(examine(patient)) == {"certificate"}
+    (patient / "tls" / "server.pem").unlink()
+    assert set(examine(patient)) == {"certificate"}
+    assert examine(patient, GATELODGE_BEHIND_PROXY="10.0.0.0/8") == {}
