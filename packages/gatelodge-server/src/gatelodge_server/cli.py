@@ -74,8 +74,8 @@ _COMMON: Final[Mapping[str, Any]] = {
 }
 
 
-def command(group: typer.Typer, name: str) -> Callable[[Work], Work]:
-    """Make a command of a coroutine ``work(lodge, …)`` that returns a record, or several."""
+def command(group: typer.Typer, name: str, *, context: Mapping[str, Any] | None = None) -> Callable[[Work], Work]:
+    """Make a command of a coroutine ``work(lodge, …)`` that returns a record, or several. ``context``: settings of click's."""
 
     def decorate(work: Work) -> Work:
         def run(**given: Any) -> None:  # noqa: ANN401 - typer calls it by the signature below
@@ -93,7 +93,7 @@ def command(group: typer.Typer, name: str) -> Callable[[Work], Work]:
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + common
         )
-        group.command(name, help=inspect.getdoc(work))(run)
+        group.command(name, help=inspect.getdoc(work), context_settings=dict(context or {}))(run)
         return work
 
     return decorate
@@ -349,7 +349,8 @@ async def signing_key_rotate(lodge: Lodge) -> Record:
     return {"kid": key.kid, "signsFrom": _when(key.signs_from)}
 
 
-@command(_groups["signing-key"], "retire")
+# One kid in 64 begins with a hyphen: base64url.
+@command(_groups["signing-key"], "retire", context={"ignore_unknown_options": True})
 async def signing_key_retire(lodge: Lodge, kid: Annotated[str, typer.Argument(metavar="KID")]) -> Record:
     """Withdraw a key at once, and with it every JWT that it signed. For a key that may have got out: rotate first."""
     await lodge.signing_keys.retire(kid, by=_BY)
