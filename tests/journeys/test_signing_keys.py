@@ -125,8 +125,9 @@ def third(server, *known):
     return next(kid for kid in states(server) if kid not in names)
 
 
-def test_a_signing_key_that_is_not_there_cannot_be_retired(server):
-    refused = command("signing-key", "retire", "no-such-key", data=server.data)
+@pytest.mark.parametrize("kid", ["no-such-key", "-aafrKoY6TIQWpOv7B922tPp6GHrXN7iZH7gT0TXqdY", "--x", "-d"])
+def test_a_signing_key_that_is_not_there_cannot_be_retired_whatever_its_id_begins_with(server, kid):
+    refused = command("signing-key", "retire", kid, data=server.data)
     assert (refused.exit_code, refused.stderr) == (1, "There is no signing key with this id.\n")
 
 
