@@ -179,6 +179,7 @@ class Case:
             self.newest = outcome.session
             if late:
                 self.wins_after.append(outcome)
+                return
 
     async def end(self, node, way):
         await self.wander()
@@ -225,7 +226,9 @@ async def test_r27_no_login_begun_after_an_acknowledged_revocation_opens_a_sessi
             if not isinstance(outcome, Opened):
                 return
             case.newest = outcome.session
-            late.extend([outcome] if begun_after else [])
+            if begun_after:
+                late.append(outcome)
+                return
 
     await asyncio.gather(*(log_in() for _ in range(8)), case.end(other_node, way))
     assert late == []
