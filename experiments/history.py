@@ -122,6 +122,8 @@ class _History:
 
     def __init__(self, operations: Sequence[Operation]) -> None:
         self.operations = operations
+        self._firsts: dict[str, str] = {}
+        self._shakers: dict[str, set[int]] = {}
         self.presented: Mapping[str, list[Operation]] = defaultdict(list)
         for op in operations:
             if op.token_in is not None:
@@ -162,11 +164,24 @@ class _History:
 
     def first_of(self, token: str) -> str:
         """The token that a session began with."""
-        seen = {token}
-        while token in self.origin and self.origin[token] not in seen:
+        walked: list[str] = []
+        while token not in self._firsts:
+            walked.append(token)
+            self._firsts[token] = token  # until it is known better; ends a walk in a circle
+            if token not in self.origin:
+                break
             token = self.origin[token]
-            seen.add(token)
-        return token
+        for passed in walked:
+            self._firsts[passed] = self._firsts[token]
+        return self._firsts[token]
+
+    def shakers_of(self, first: str) -> set[int]:
+        """The operations that may have ended a session: asked for, or a reuse, or without an answer."""
+        if first not in self._shakers:
+            shown = [op for token in self.sessions.get(first, ()) for op in self.of(token, "refresh")]
+            found = {op.id for op in shown if op.reuse_verdict or op.uncertain}
+            self._shakers[first] = found | {op.id for op in self.ends_of(first)}
+        return self._shakers[first]
 
     def ends_of(self, first: str) -> Iterator[Operation]:
         """What was asked for that ends a session: of one of its tokens, or of the key that it was got with."""
@@ -200,10 +215,7 @@ def _spent_once(history: _History) -> Iterator[Finding]:
 
 def _may_end(history: _History, token: str, presented: Sequence[Operation]) -> bool:
     """Whether something else than the presentations of this token may have ended its session."""
-    first = history.first_of(token)
-    others = [op for other in history.sessions.get(first, ()) if other != token for op in history.of(other, "refresh")]
-    own = set(_ids(presented))
-    return any(op.id not in own for op in history.ends_of(first)) or any(op.reuse_verdict or op.uncertain for op in others)
+    return bool(history.shakers_of(history.first_of(token)) - set(_ids(presented)))
 
 
 @dataclass(frozen=True, slots=True)
