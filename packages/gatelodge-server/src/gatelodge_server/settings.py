@@ -129,6 +129,10 @@ def _limit(text: str) -> str:
     return text
 
 
+def _directory(text: str) -> Path:
+    return Path(_word(text))
+
+
 def _word(text: str) -> str:
     if not text or not text.isprintable():
         raise ValueError("must not be empty")
@@ -147,7 +151,9 @@ class Option:
 OPTIONS: Final[Mapping[str, Option]] = {
     "environment": Option("uat", _environment, "the environment: uat, production, or another lower-case word"),
     "brand": Option("gatelodge", _brand, "what every API key begins with"),
-    "data": Option("./gatelodge-data", Path, "the directory of the embedded database, the master key and the certificate"),
+    "data": Option(
+        "./gatelodge-data", _directory, "the directory of the embedded database, the master key and the certificate"
+    ),
     "database": Option("", str, "sqlite:///PATH; unless set, gatelodge.db in the data directory"),
     "public_url": Option("", lambda text: _url(text) if text else "", "the base URL that partners use; also the issuer"),
     "audience": Option("", str, "the `aud` of session JWTs; unless set, partner-api-ENVIRONMENT"),

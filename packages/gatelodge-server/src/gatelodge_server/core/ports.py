@@ -271,7 +271,7 @@ class SigningKeyStore(Protocol):
     """Where signing keys live, their private halves sealed."""
 
     async def list_signing_keys(self) -> Sequence[SigningKey]:
-        """All that are not gone for good, oldest first."""
+        """Every key that there is or was, oldest first."""
         ...
 
     async def establish_signing_keys(self, first: Sequence[SigningKey], *, now: Instant) -> Sequence[SigningKey]:

@@ -16,6 +16,7 @@ from stdnum import bic, iban
 from stdnum.eu import vat
 from stdnum.exceptions import ValidationError as NumberError
 
+from gatelodge_server.core.companies import canonical_tax_number
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.http.problems import FieldError, InvalidFields
 
@@ -81,8 +82,9 @@ class TaxNumber(Line):
 
     @classmethod
     def check(cls, text: str) -> str:
-        """It has at least two letters or digits."""
-        if sum(character.isalnum() for character in text) < 2:  # noqa: PLR2004
+        """It has at least two letters or digits, and is no longer in the form in which tax numbers are compared."""
+        compared = canonical_tax_number(text)
+        if sum(character.isalnum() for character in compared) < 2 or len(compared) > cls.longest:  # noqa: PLR2004
             raise ValueError("is not a tax number")
         return text
 
