@@ -285,12 +285,13 @@ def _path(history: _History) -> Iterator[Finding]:
             ancestors[op.token_out][op.token_in] = op.id
         elif op.op == "login" and op.accepted and op.token_out:
             born[op.token_out] += 1
+    circles = _circles(history.origin)
     for token, parents in ancestors.items():
         if len(parents) > 1:
             yield Finding("path", token, tuple(parents.values()), f"succeeds {len(parents)} tokens")
         if born[token]:
             yield Finding("path", token, tuple(parents.values()), "succeeds a token and was also given out by a login")
-        if _meets_itself(token, history.origin):
+        if token in circles:
             yield Finding("path", token, tuple(parents.values()), "is its own ancestor")
     for token, count in born.items():
         if count > 1:
@@ -298,12 +299,21 @@ def _path(history: _History) -> Iterator[Finding]:
             yield Finding("path", token, _ids(logins), f"was given out by {count} logins")
 
 
-def _meets_itself(token: str, origin: Mapping[str, str]) -> bool:
-    seen, at = {token}, origin.get(token)
-    while at is not None and at not in seen:
-        seen.add(at)
-        at = origin.get(at)
-    return at == token
+def _circles(origin: Mapping[str, str]) -> set[str]:
+    """The tokens that are their own ancestors."""
+    found: set[str] = set()
+    seen: set[str] = set()
+    for token in origin:
+        walked: dict[str, None] = {}
+        at: str | None = token
+        while at is not None and at not in seen and at not in walked:
+            walked[at] = None
+            at = origin.get(at)
+        if at in walked:
+            circle = list(walked)
+            found |= set(circle[circle.index(at) :])
+        seen |= set(walked)
+    return found
 
 
 def _revoked(history: _History, bound: float) -> Iterator[Finding]:
@@ -349,14 +359,15 @@ def _durable(history: _History, recovered_at: float) -> Iterator[Finding]:
         token = op.token_out
         if op.op in GAVE_OUT:
             first = history.first_of(token)
-            before = [other for other in history.of(token, "refresh") if other.t0 < recovered_at]
+            if any(other.t0 < recovered_at for other in history.of(token, "refresh")):
+                continue
             ended = list(history.ends_of(first)) + history.verdicts_of(first) + _unknown_reuse(history, first)
             probe = "refresh"
         elif op.op in ISSUES:
-            before, ended, probe = [], history.ends_of_key(token), "login"
+            ended, probe = history.ends_of_key(token), "login"
         else:
             continue
-        if before or any(other.accepted or other.uncertain or other.reuse_verdict for other in ended):
+        if any(other.accepted or other.uncertain or other.reuse_verdict for other in ended):
             continue
         probes = [other for other in history.of(token, probe) if other.t0 >= recovered_at]
         if not probes:
