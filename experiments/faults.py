@@ -181,7 +181,7 @@ async def _start_sweep(ground: Ground, fault: str, *, tables: bool, most: int) -
         name = f"start-{'tables-' if tables else ''}{fault.split(':', maxsplit=1)[0].partition('=')[2]}-{number}"
         output = ground.root / f"{name}.txt"
         inject = f"inject={calls}:{fault.replace('when=N', f'when={number}')}"
-        prefix = ["strace", "-f", "-qq", "--seccomp-bpf", "-o", str(output), "-e", f"trace={calls}", "-e", inject]
+        prefix = ["strace", "-f", "-qq", "-o", str(output), "-e", f"trace={calls}", "-e", inject]
         tampered = ground.site(name, prefix=prefix)
         if tables:
             prepare(load_settings({"data": str(tampered.server.data)}, {}), {})
