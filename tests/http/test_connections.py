@@ -273,6 +273,16 @@ def test_a_head_that_is_too_large_is_told_so(server):
             assert is_closed(connection)
 
 
+@pytest.mark.parametrize("case", ["one-header", "many-headers", "path", "query"])
+def test_a_head_that_is_too_large_already_is_not_waited_for(server, case):
+    start, more = ENDLESS[case]
+    with connect(server) as connection:
+        connection.sendall(start)
+        for _ in range(5):
+            connection.sendall(more * (8192 // len(more)))
+        assert read_answer(connection).status == 431
+
+
 def test_a_head_of_thirty_thousand_bytes_is_taken(server):
     assert exchange(server, b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: " + b"x" * 30_000 + b"\r\n\r\n").status == 200
 

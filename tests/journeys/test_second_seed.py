@@ -136,6 +136,15 @@ def test_a_jwt_expires_at_the_second_that_its_answer_names_and_not_before(strict
         assert all(began < expiry for began, verdict, _ in verdicts if verdict == (200, None))
 
 
+def test_a_jwt_that_is_shown_for_the_first_time_after_its_end_has_expired(strict_server):
+    with strict_server.client() as client:
+        session = log_in(client, add_partner(strict_server.data).key)
+        expiry = datetime.fromisoformat(session["expirationDate"])
+        until(lambda: datetime.now().astimezone() >= expiry, "the time comes")
+        assert whoami(client, session["jwt"]) == (401, "credential_expired")
+        assert outcome(refresh(client, session["refreshToken"])) == (200, None)
+
+
 def test_r23_a_chain_of_refreshes_never_repeats_a_token(client, tokens):
     seen = [tokens]
     for _ in range(10):

@@ -5,6 +5,7 @@ import json
 import sqlite3
 import threading
 
+import pytest
 from harness import Server
 from outside import add_partner, ask, command, log_in, outcome, refresh, until, whoami
 
