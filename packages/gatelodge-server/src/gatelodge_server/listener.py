@@ -119,6 +119,13 @@ def _mark(readable: asyncio.Future[None]) -> None:
         readable.set_result(None)
 
 
+class _Nowhere(list[tuple[bytes, bytes]]):
+    """Takes what is appended to it, and keeps nothing."""
+
+    def append(self, _: tuple[bytes, bytes]) -> None:
+        pass
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol with limits to the head of a request, to the whole, and to how long it may take to arrive."""
 
@@ -143,7 +150,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         # What the parser finds from here on are trailers. RFC 9110 6.5.1: not to be merged into the headers, where they
         # would bring a credential, or a proxy's word, past whoever looks at headers on the way.
-        self.headers = []
+        self.headers = _Nowhere()
 
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
