@@ -36,6 +36,8 @@ _GRACE: Final[Duration] = 2 * MINUTE
 """How much longer than its last token a key stays published: for clocks that differ and for nodes that read late."""
 RING_MAX_AGE: Final = 1.0
 """Seconds, by the monotonic clock, for which a reading of the keys is trusted."""
+_RENEWAL_AGE: Final = 0.5
+"""Seconds after which the next reading begins, so that a busy server never waits for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ class SigningKeys:
         self._monotonic = monotonic
         self._life = jwt_ttl + _GRACE
         self._ring: _Ring | None = None
-        self._reading = asyncio.Lock()
+        self._reading: asyncio.Task[_Ring] | None = None
 
     async def sign(self, claims: Mapping[str, object], *, typ: str, now: Instant) -> str:
         """Sign with the current key. Raises ``Unavailable`` if none can be had."""
@@ -172,22 +174,36 @@ class SigningKeys:
         return [key for key in (await self._fresh_ring()).keys if key.state(now) != "gone"]
 
     async def _fresh_ring(self) -> _Ring:
-        ring = self._ring
-        if ring is not None and self._monotonic() < ring.read_at + RING_MAX_AGE:
-            return ring
-        async with self._reading:
-            if self._ring is not None and self._monotonic() < self._ring.read_at + RING_MAX_AGE:
-                return self._ring  # somebody else has read while this one waited
-            read_at = self._monotonic()  # before the reading: what is written during it may not be in it
-            keys = await self._store.list_signing_keys()
-            old = self._ring or _Ring((), {}, {}, read_at)
-            self._ring = _Ring(
-                keys,
-                {key.kid: old.private.get(key.kid) or self._unwrap(key) for key in keys},
-                {key.kid: old.public.get(key.kid) or VerificationKey.from_jwk(json.loads(key.jwk)) for key in keys},
-                read_at,
-            )
-            return self._ring
+        ring, now = self._ring, self._monotonic()
+        if ring is None or now >= ring.read_at + RING_MAX_AGE:
+            # Shielded, and all wait for the one task: a lock would let them go on one by one, a round of the loop for each.
+            return await asyncio.shield(self._begin_reading())
+        if now >= ring.read_at + _RENEWAL_AGE:
+            self._begin_reading()
+        return ring
+
+    def _begin_reading(self) -> asyncio.Task[_Ring]:
+        if self._reading is None:
+            self._reading = asyncio.get_running_loop().create_task(self._read_ring())
+            self._reading.add_done_callback(self._end_reading)
+        return self._reading
+
+    def _end_reading(self, reading: asyncio.Task[_Ring]) -> None:
+        self._reading = None
+        if not reading.cancelled():
+            reading.exception()  # those who wait hear of it; if nobody does yet, the next reading will tell
+
+    async def _read_ring(self) -> _Ring:
+        read_at = self._monotonic()  # before the reading: what is written during it may not be in it
+        keys = await self._store.list_signing_keys()
+        old = self._ring or _Ring((), {}, {}, read_at)
+        self._ring = _Ring(
+            keys,
+            {key.kid: old.private.get(key.kid) or self._unwrap(key) for key in keys},
+            {key.kid: old.public.get(key.kid) or VerificationKey.from_jwk(json.loads(key.jwk)) for key in keys},
+            read_at,
+        )
+        return self._ring
 
     def _make(self, now: Instant) -> SigningKey:
         private = generate_private_key()
