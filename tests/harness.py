@@ -1,5 +1,6 @@
 """A real server in a process of its own, and the command line beside it: what tests and experiments run against."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx2
 
@@ -19,9 +20,7 @@ PROGRAM = (sys.executable, "-m", "gatelodge_server")
 def run_command(*args: str, data: Path, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command of `gatelodge` beside whatever is running."""
     command = [*PROGRAM, *args, "--data", str(data)]
-    return subprocess.run(
-        command, env=clean_environment(environ), capture_output=True, text=True, check=False, timeout=120
-    )
+    return subprocess.run(command, env=clean_environment(environ), capture_output=True, text=True, check=False, timeout=120)
 
 
 def ask(*args: str, data: Path) -> Any:
@@ -63,7 +62,7 @@ class Server:
         self.log_path = data.with_name(data.name + ".log")
         self.process: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -89,9 +88,7 @@ class Server:
     def async_client(self, **options: Any) -> httpx2.AsyncClient:
         """An asynchronous client of the server, without a limit to its connections."""
         limits = httpx2.Limits(max_connections=None)
-        return httpx2.AsyncClient(
-            base_url=self.url, verify=self.tls(), timeout=30, trust_env=False, limits=limits, **options
-        )
+        return httpx2.AsyncClient(base_url=self.url, verify=self.tls(), timeout=30, trust_env=False, limits=limits, **options)
 
     def start(self, *args: str) -> None:
         """Start, and return when it listens. It keeps its port over restarts; ``args`` are for this start only."""
@@ -125,10 +122,8 @@ class Server:
 
     def _end(self, sign: int) -> int:
         assert self.process is not None
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, sign)
-        except ProcessLookupError:
-            pass
         code = self.process.wait(timeout=60)
         if self.process.stdout is not None:
             self.process.stdout.close()

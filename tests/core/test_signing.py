@@ -153,7 +153,7 @@ CLAIMS = {"sub": "acme-motors"}
 
 async def signed(lodge):
     """The kid of a token that is signed now."""
-    return read_unverified(await lodge.signing_keys.sign(CLAIMS, typ="at+jwt", now=lodge.clock.now)).kid
+    return read_unverified((await lodge.signing_keys.signer(lodge.clock.now)).sign(CLAIMS, typ="at+jwt")).kid
 
 
 def readings(lodge):
@@ -308,7 +308,7 @@ async def test_without_a_key_that_signs_nothing_is_signed(lodge):
 
     keys = SigningKeys(store=OnlyNext(), sealer=lodge.vault, clock=lodge.clock, monotonic=lodge.monotonic, jwt_ttl=DAY)
     with pytest.raises(Unavailable):
-        await keys.sign(CLAIMS, typ="at+jwt", now=START)
+        await keys.signer(START)
 
 
 async def test_keys_that_cannot_be_withdrawn_say_why(lodge):

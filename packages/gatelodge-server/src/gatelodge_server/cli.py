@@ -449,6 +449,8 @@ def _announce(started: Started) -> None:
     settings, certificate = started.settings, started.certificate
     program = shlex.quote(os.path.relpath(sys.argv[0]))
     where = "" if settings.data == Path(OPTIONS["data"].default) else f" --data {shlex.quote(str(settings.data))}"
+    if settings.database != settings.data / "gatelodge.db":
+        where += f" --database sqlite:///{shlex.quote(str(settings.database))}"
     if settings.environment != OPTIONS["environment"].default:
         where += f" --environment {settings.environment}"
     trust = f"--cacert {shlex.quote(str(certificate.authority))} " if certificate and certificate.authority else ""

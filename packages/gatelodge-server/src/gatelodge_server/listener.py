@@ -10,9 +10,14 @@ import socket
 import ssl
 from collections.abc import Callable
 from typing import Any, Final
+from uuid import uuid4
 
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gatelodge_server.http.fields import ENCODER
+from gatelodge_server.http.problems import Fault, HeadTooLarge, MalformedRequest, problem_of
+from gatelodge_server.log import log
 
 HEAD_MAX: Final = 32 * 1024
 """Bytes in a request line and headers together."""
@@ -26,11 +31,6 @@ _GOODBYE_TIMEOUT: Final = 1.0
 _TLS_HANDSHAKE: Final = b"\x16"
 """The first byte of every TLS connection (RFC 8446 5.1: ContentType handshake), and of no HTTP request."""
 _TLS_TIMEOUTS: Final = {"ssl_handshake_timeout": _HELLO_TIMEOUT, "ssl_shutdown_timeout": _GOODBYE_TIMEOUT}
-_SORRY: Final = b"The request line and the headers are too large."
-_HEAD_TOO_LARGE: Final = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain; charset=utf-8\r\n"
-    b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (len(_SORRY), _SORRY)
-)
 
 
 class GateLoop(uvloop.Loop):
@@ -189,7 +189,27 @@ class BoundedProtocol(HttpToolsProtocol):
             self._deadline.cancel()
         super().connection_lost(exc)
 
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words for the same
+        """Refuse what is no request in the form of all our refusals."""
+        self._refuse(MalformedRequest())
+
     def _refuse_head(self) -> None:
         if not self.transport.is_closing():
-            self.transport.write(_HEAD_TOO_LARGE)
-            self.transport.close()
+            self._refuse(HeadTooLarge())
+
+    def _refuse(self, refused: Fault) -> None:
+        # There is no request that could have had an id, so the answer has one to itself.
+        problem = problem_of(refused, uuid4().hex)
+        body = ENCODER.encode(problem)
+        address = self.client[0] if self.client else ""
+        log.info("refused", code=problem.code, status=problem.status, address=address, request_id=problem.request_id)
+        lines = (
+            f"HTTP/1.1 {problem.status} {problem.title}",
+            "content-type: application/problem+json",
+            f"content-length: {len(body)}",
+            f"x-request-id: {problem.request_id}",
+            "cache-control: no-store",
+            "connection: close",
+        )
+        self.transport.write("\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + body)
+        self.transport.close()

@@ -51,7 +51,7 @@ from gatelodge_server.core.ports import (
 from gatelodge_server.core.refresh_tokens import RefreshTokens
 from gatelodge_server.core.refusals import RefreshTokenReused
 from gatelodge_server.core.secrets import Secret
-from gatelodge_server.core.signing import SigningKeys
+from gatelodge_server.core.signing import Signer, SigningKeys
 
 SCOPES: Final[dict[str, str]] = {"partner": "api companies", "company": "api"}
 """What the holder of each kind may do, as in the `scope` claim (RFC 8693 4.2: words between spaces)."""
@@ -185,9 +185,10 @@ class Sessions:
             expires_at=now + min(self._lifetimes.refresh_ttl, self._lifetimes.session_ttl),
             retires_at=now + self._lifetimes.session_ttl,
         )
+        signer = await self._signing_keys.signer(now)
         match await self._store.open_session(attempt):
             case Opened(session, holder):
-                return await self._hand_out(session, holder, now)
+                return self._hand_out(session, holder, signer, now)
             case Refused(reason):
                 raise reason
             case unreachable:
@@ -204,9 +205,10 @@ class Sessions:
             now=now,
             expires_at=now + self._lifetimes.refresh_ttl,
         )
+        signer = await self._signing_keys.signer(now)
         match await self._store.advance_session(attempt):
             case Advanced(session, holder) | Repeated(session, holder):
-                return await self._hand_out(session, holder, now)
+                return self._hand_out(session, holder, signer, now)
             case Condemned(_, SessionEnd.REUSE):
                 raise RefreshTokenReused
             case Condemned():
@@ -216,9 +218,11 @@ class Sessions:
             case unreachable:
                 assert_never(unreachable)
 
-    async def log_out(self, token: Secret) -> None:
-        """End the session of a refresh token, spent or not. Ending it twice is no fault. Raises a ``Rejected``."""
-        await self.end(self._refresh_tokens.read(token).session_id)
+    async def log_out(self, token: Secret) -> bytes:
+        """End the session of a refresh token, spent or not; its id. Ending it twice is no fault. Raises a ``Rejected``."""
+        session_id = self._refresh_tokens.read(token).session_id
+        await self.end(session_id)
+        return session_id
 
     async def end(self, session_id: bytes) -> None:
         """End a session at its holder's wish."""
@@ -241,7 +245,7 @@ class Sessions:
             return None
         return self._digester.digest(session_id + idempotency_key.encode("ascii"), purpose="refresh-retry")
 
-    async def _hand_out(self, session: Session, holder: Holder, now: Instant) -> SessionTokens:
+    def _hand_out(self, session: Session, holder: Holder, signer: Signer, now: Instant) -> SessionTokens:
         issued = now // SECOND
         expires = min(now + self._lifetimes.jwt_ttl, session.retires_at) // SECOND
         company = str(holder.company_id) if holder.company_id is not None else None
@@ -264,7 +268,7 @@ class Sessions:
         if company is not None:
             claims[Claim.COMPANY] = company
         return SessionTokens(
-            jwt=Secret(await self._signing_keys.sign(claims, typ=_SESSION_TYPE, now=now)),
+            jwt=Secret(signer.sign(claims, typ=_SESSION_TYPE)),
             jwt_expires_at=expires * SECOND,
             refresh_token=self._refresh_tokens.write(session.id, session.generation),
             refresh_expires_at=session.expires_at,

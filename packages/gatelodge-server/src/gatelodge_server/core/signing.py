@@ -15,7 +15,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from gatelodge.tokens import (
     PrivateKey,
@@ -94,6 +94,17 @@ class _Ring:
     read_at: float
 
 
+class Signer(NamedTuple):
+    """A key that signs."""
+
+    kid: str
+    key: PrivateKey
+
+    def sign(self, claims: Mapping[str, object], *, typ: str) -> str:
+        """A token with these claims."""
+        return sign_token(claims, key=self.key, kid=self.kid, typ=typ)
+
+
 class SigningKeys:
     """Signs session JWTs, and tells others what to verify them with."""
 
@@ -114,19 +125,19 @@ class SigningKeys:
         self._ring: _Ring | None = None
         self._reading: asyncio.Task[_Ring] | None = None
 
-    async def sign(self, claims: Mapping[str, object], *, typ: str, now: Instant) -> str:
-        """Sign with the current key. Raises ``Unavailable`` if none can be had."""
+    async def signer(self, now: Instant) -> Signer:
+        """What signs at ``now``. Asked for before a decision, so that what was decided can be told. Raises ``Unavailable``."""
         ring = await self._fresh_ring()
         for key in ring.keys:
             if key.state(now) == "current":
-                return sign_token(claims, key=ring.private[key.kid], kid=key.kid, typ=typ)
+                return Signer(key.kid, ring.private[key.kid])
         # The clock has been set back behind the day on which the first key began to sign. Nobody is shut out for that: the
         # first key it is. One that was told nothing yet (`signs_from`) may not be known to every cache.
         known = [key for key in ring.keys if key.signs_from is not None and key.state(now) == "next"]
         if not known:
             raise Unavailable
         first = min(known, key=lambda key: key.signs_from or 0)
-        return sign_token(claims, key=ring.private[first.kid], kid=first.kid, typ=typ)
+        return Signer(first.kid, ring.private[first.kid])
 
     def find(self, kid: str) -> VerificationKey | None:
         """Not without the store: a ``Verifier`` over these keys is to be asked with ``verify_async``."""

@@ -3,12 +3,19 @@
 from gatelodge.errors import CredentialRevoked, InvalidCredential, KeysUnavailable, WrongEnvironment
 from gatelodge.tokens import read_unverified
 from gatelodge.verify import Verifier
+from gatelodge.wire import ApiKey
 from gatelodge_server.core.credentials import Credentials
 from gatelodge_server.core.model import Holder
 from gatelodge_server.core.refusals import NoCredential, NotAllowed, Unavailable
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.core.sessions import Sessions
 from gatelodge_server.http.operation import Call
+
+
+def key_id_of(presented: Secret) -> str:
+    """The public id in what is presented as an API key; empty if it is none."""
+    key = ApiKey.parse(presented.reveal())
+    return "" if key is None else key.id
 
 
 class Guard:
@@ -26,8 +33,9 @@ class Guard:
         if presented is None:
             raise NoCredential
         if "." not in presented.reveal():  # an API key has none, a JWT two
+            call.subject = key_id_of(presented)
             return await self._credentials.authenticate(presented)
-        return await self._sessions.authenticate(await self._session(presented))
+        return await self._sessions.authenticate(await self._session(call, presented))
 
     async def partner(self, call: Call) -> Holder:
         """As ``holder``, for calls that a partner makes itself. Raises ``NotAllowed`` for a company."""
@@ -41,11 +49,11 @@ class Guard:
         presented = call.credential()
         if presented is None:
             raise NoCredential
-        session_id = await self._session(presented)
+        session_id = await self._session(call, presented)
         await self._sessions.authenticate(session_id)
         return session_id
 
-    async def _session(self, jwt: Secret) -> bytes:
+    async def _session(self, call: Call, jwt: Secret) -> bytes:
         text = jwt.reveal()
         try:
             caller = await self._verifier.verify_async(text)
@@ -55,6 +63,7 @@ class Guard:
             if read_unverified(text).environment not in {None, self._environment}:
                 raise WrongEnvironment from None
             raise
+        call.subject = caller.session
         try:
             return bytes.fromhex(caller.session)
         except ValueError:

@@ -48,13 +48,15 @@ _WITHOUT_CONTENT: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIF
 class Call:
     """One request, as a handler sees it."""
 
-    __slots__ = ("_headers", "address", "holder", "parameters", "request_id", "scope")
+    __slots__ = ("_headers", "address", "holder", "parameters", "request_id", "scope", "subject")
 
     holder: Holder
     """Who makes the request: set before the handler is called, where the operation admits known callers only."""
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
+        self.subject = ""
+        """The id of the credential or session that is presented, once it is known: for the log."""
         self.request_id: str = scope["gatelodge.request_id"]
         self.address: str = scope["gatelodge.address"]
         """Who sent it, as far as trusted proxies say."""
@@ -145,6 +147,7 @@ class Operation:
         try:
             if self.admit is not None:
                 call.holder = await self.admit(call)
+                log.info("admitted", **_who(call.holder), method=self.method, path=self.path, **_whence(call))
             body = None
             if self.body is not None:
                 data = await read_body(call, receive)
@@ -202,11 +205,20 @@ async def send_problem(refused: Exception, call: Call, send: Send, extra: Iterab
         status=problem.status,
         method=call.scope["method"],
         path=call.scope["path"],
-        address=call.address,
-        request_id=call.request_id,
+        subject=call.subject,
+        **_whence(call),
     )
     headers = [_PROBLEM_JSON, _NO_STORE, *headers_of(refused, problem.status), *extra]
     await send_bytes(send, problem.status, ENCODER.encode(problem), headers)
+
+
+def _who(holder: Holder) -> dict[str, str]:
+    company = {} if holder.company_id is None else {"company": str(holder.company_id)}
+    return {"partner": holder.partner_id, "credential": holder.credential_id, **company}
+
+
+def _whence(call: Call) -> dict[str, str]:
+    return {"address": call.address, "request_id": call.request_id}
 
 
 async def send_bytes(send: Send, status: int, data: bytes, headers: list[tuple[bytes, bytes]]) -> None:

@@ -49,6 +49,7 @@ STATUSES: Final[Mapping[str, int]] = {
     "not_found": 404,
     "method_not_allowed": 405,
     "body_too_large": 413,
+    "head_too_large": 431,
     "unsupported_media_type": 415,
     "invalid_fields": 422,
     "too_many_failures": 429,
@@ -120,6 +121,13 @@ class BodyTooLarge(Fault):
 
     code = "body_too_large"
     detail = "The body is larger than 64 KiB."
+
+
+class HeadTooLarge(Fault):
+    """The request line and the headers are over the limit."""
+
+    code = "head_too_large"
+    detail = "The request line and the headers together are larger than 32 KiB."
 
 
 class UnsupportedMediaType(Fault):

@@ -14,6 +14,7 @@ from gatelodge.errors import (
     CredentialRotated,
     InvalidCredential,
     PartnerSuspended,
+    Rejected,
     WrongEnvironment,
 )
 from gatelodge_server.core.model import SECOND, Instant
@@ -21,7 +22,7 @@ from gatelodge_server.core.refusals import NoCredential, RefreshTokenReused, Una
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.core.sessions import Sessions, SessionTokens
 from gatelodge_server.http.attempts import Attempts
-from gatelodge_server.http.guard import Guard
+from gatelodge_server.http.guard import Guard, key_id_of
 from gatelodge_server.http.operation import Answer, Call, Operation
 from gatelodge_server.http.problems import InvalidIdempotencyKey, TooManyFailures
 from gatelodge_server.log import log
@@ -90,8 +91,10 @@ class SessionRoutes:
         """Exchange an API key for a session."""
         try:
             tokens = await self._sessions.log_in(body.api_key)
-        except InvalidCredential:
-            await self._attempts.count(call.address)
+        except Rejected as refused:
+            call.subject = key_id_of(body.api_key)
+            if isinstance(refused, InvalidCredential):
+                await self._attempts.count(call.address)
             raise
         return _answer("session.opened", tokens, call)
 
@@ -109,12 +112,14 @@ class SessionRoutes:
         """End a session."""
         if body is not None and body.refresh_token is not None:
             try:
-                await self._sessions.log_out(body.refresh_token)
+                session_id = await self._sessions.log_out(body.refresh_token)
             except InvalidCredential:
                 await self._attempts.count(call.address)
                 raise
         else:
-            await self._sessions.end(await self._guard.session(call))
+            session_id = await self._guard.session(call)
+            await self._sessions.end(session_id)
+        log.info("session.ended", session=session_id.hex(), address=call.address, request_id=call.request_id)
         return Answer(HTTPStatus.NO_CONTENT)
 
     def operations(self) -> Sequence[Operation]:

@@ -123,6 +123,7 @@ def delete_company(connection: Connection, partner_id: str, company_id: UUID, no
         return Refused(CompanyNotFound)
     connection.execute(update(company).where(company.c.id == company_id.bytes).values(deleted_at=now))
     end_keys(connection, _keys_alive(connection, company_id, now), ends_at=now, cause=EndCause.REVOKED, now=now, by=by)
+    connection.execute(update(replay).where(replay.c.company_id == company_id.bytes).values(sealed=None))
     subject = str(company_id)
     append_audit(connection, "company.deleted", now=now, by=by, subject=subject, partner_id=partner_id)
     return Done(append_change(connection, "company", subject, now))
