@@ -21,6 +21,7 @@ from gatelodge_server.store.store import SqlStore
 from gatelodge_server.vault import Vault
 
 PRODUCT = (sys.executable, "-m", "gatelodge_server")
+YARDSTICK = (sys.executable, "-m", "bench.yardstick")
 WITHOUT_STORE = (sys.executable, "-m", "bench.servers")
 SERVER_CORE, LOAD_CORE = 0, 1
 
