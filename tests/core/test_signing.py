@@ -332,4 +332,27 @@ async def test_the_private_half_is_stored_sealed_and_opens_only_as_itself(lodge)
         jwt_ttl=DAY,
     )
     with pytest.raises(ValueError, match="master key"):
-        await stranger.sign(CLAIMS, typ="at+jwt", now=START)
+        await stranger.signer(START)
+
+
+async def test_the_next_reading_begins_before_anybody_has_to_wait_for_it(lodge):
+    await signed(lodge)
+    before = readings(lodge)
+    lodge.monotonic.now += RING_MAX_AGE * 0.6
+    await signed(lodge)  # with the keys that are there; the reading that it begins goes on beside it
+    async with asyncio.timeout(10):
+        while readings(lodge) == before:
+            await asyncio.sleep(0)
+
+
+async def test_r35_a_refresh_that_could_not_be_signed_spends_nothing(lodge):
+    _, key = await lodge.new_partner()
+    opened = await lodge.sessions.log_in(key)
+    lodge.monotonic.now += RING_MAX_AGE
+    asked = len(lodge.store.asked)
+    lodge.store.cut_by = Unavailable()
+    with pytest.raises(Unavailable):
+        await lodge.sessions.refresh(opened.refresh_token, idempotency_key=None)
+    assert "advance_session" not in lodge.store.asked[asked:]
+    lodge.store.cut_by = None
+    assert (await lodge.sessions.refresh(opened.refresh_token, idempotency_key=None)).jwt.reveal()
