@@ -288,6 +288,21 @@ def test_a_head_that_is_too_large_already_is_not_waited_for(server, case):
         assert read_answer(connection).status == 431
 
 
+@pytest.mark.parametrize(
+    ("request_bytes", "status", "code"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400, "malformed_request"),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: " + b"x" * 33_000 + b"\r\n\r\n", 431, "head_too_large"),
+    ],
+)
+def test_r45_what_is_no_request_is_refused_in_the_form_of_all_refusals(server, request_bytes, status, code):
+    answer = exchange(server, request_bytes)
+    problem = json.loads(answer.body)
+    assert (answer.status, answer.headers["Content-Type"]) == (status, "application/problem+json")
+    assert (problem["status"], problem["code"]) == (status, code)
+    assert problem["requestId"] == answer.headers["X-Request-Id"]
+
+
 def test_a_head_of_thirty_thousand_bytes_is_taken(server):
     assert exchange(server, b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: " + b"x" * 30_000 + b"\r\n\r\n").status == 200
 
