@@ -8,6 +8,7 @@ import ipaddress
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final, TypeAlias
 
@@ -23,6 +24,11 @@ Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 _Hop: TypeAlias = tuple[str | None, str | None]
 """What a proxy says of the one before it: its address and the scheme, each ``None`` if it was not said or cannot be read."""
 
+_REMEMBERED: Final = 4096
+"""How many addresses are remembered: reading one takes longer than all else that happens here."""
+_ADDRESS_MAX: Final = 64
+"""Characters; `[` and an IPv6 address with IPv4 notation, a zone and a port are no longer."""
+
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _NO_SNIFFING: Final = (b"x-content-type-options", b"nosniff")
 _HTTPS_FROM_NOW_ON: Final = (b"strict-transport-security", b"max-age=31536000")
@@ -33,11 +39,12 @@ class TrustedProxies:
 
     def __init__(self, networks: Sequence[Network]) -> None:
         self._networks = networks
+        self.trusts = lru_cache(maxsize=_REMEMBERED)(self._trusts)
 
     def __bool__(self) -> bool:
         return bool(self._networks)
 
-    def trusts(self, address: str) -> bool:
+    def _trusts(self, address: str) -> bool:
         """Whether the address is a trusted proxy's."""
         parsed = parse_address(address)
         return parsed is not None and any(parsed in network for network in self._networks)
@@ -103,6 +110,11 @@ def _forwarded_element(element: str) -> tuple[str | None, str | None]:
 def _host(text: str) -> str | None:
     """The address in `192.0.2.1`, `192.0.2.1:80`, `[2001:db8::1]` or `[2001:db8::1]:80`; ``None`` for anything else."""
     text = text.strip().strip('"')
+    return _address(text) if len(text) <= _ADDRESS_MAX else None
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _address(text: str) -> str | None:
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
