@@ -31,7 +31,7 @@ async def purged():
 
 @pytest.fixture
 async def housekeeping(lodge, purged):
-    return Housekeeping(store=lodge.store, clock=lodge.clock, on_purged=purged)
+    return Housekeeping(store=lodge.store, clock=lodge.clock, on_purged=purged, on_mistake=purged)
 
 
 async def test_ended_sessions_go_a_day_after_their_end_and_living_ones_stay(lodge, housekeeping):

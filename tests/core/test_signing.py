@@ -356,3 +356,16 @@ async def test_r35_a_refresh_that_could_not_be_signed_spends_nothing(lodge):
     assert "advance_session" not in lodge.store.asked[asked:]
     lodge.store.cut_by = None
     assert (await lodge.sessions.refresh(opened.refresh_token, idempotency_key=None)).jwt.reveal()
+
+
+async def test_a_key_that_is_gone_need_not_open_any_more(lodge):
+    gone, *_ = await lodge.signing_keys.list_keys()
+
+    class WithOldKey:
+        async def list_signing_keys(self):
+            sealed_long_ago = SigningKey("old", gone.jwk, b"sealed under a key that is no more", 0, 0, 1, 2)
+            return [sealed_long_ago, *await lodge.store.list_signing_keys()]
+
+    keys = SigningKeys(store=WithOldKey(), sealer=lodge.vault, clock=lodge.clock, monotonic=lodge.monotonic, jwt_ttl=DAY)
+    assert (await keys.signer(lodge.clock.now)).kid
+    assert "old" not in {jwk["kid"] for jwk in await keys.key_set()}

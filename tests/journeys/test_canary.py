@@ -214,6 +214,20 @@ def test_r70_a_failure_is_logged_with_what_when_and_where_from(server, client, m
     assert datetime.fromisoformat(line["at"]).tzinfo is not None
 
 
+def test_r70_a_refusal_names_the_key_that_was_refused(server, client, partner):
+    request_id = fresh("revoked-")
+    ask("key", "revoke", partner.key_id, data=server.data)
+    client.post("/auth/login", json={"apiKey": partner.key}, headers={"X-Request-Id": request_id})
+    line = line_of(server, request_id)
+    assert (line["code"], line["subject"]) == ("credential_revoked", partner.key_id)
+
+
+def test_r69_a_key_in_the_path_is_not_logged(server, client, partner):
+    client.get(f"/companies/{partner.key}", headers=r_auth(partner.key))
+    client.get(f"/{partner.key}")
+    assert partner.key not in server.log_path.read_text()
+
+
 def test_r70_no_control_character_can_forge_or_paint_a_line(server, client, partner):
     marker = fresh("forged-")
     forged = f'\r\n{{"event":"session.opened","partner":"{marker}"}}\n\x1b[2J\x1b[31m\x00\x07\x7f\u2028\u2029\x85\u202e'

@@ -179,6 +179,10 @@ def _log_purge(count: int) -> None:
         log.info("sessions_purged", count=count)
 
 
+def _log_mistake(mistake: Exception) -> None:
+    log.error("housekeeping_failed", kind=type(mistake).__qualname__)
+
+
 def slug_of(name: str) -> str:
     """A partner id from a name: lower-case ASCII, digits and hyphens, at most 48 characters."""
     return str(slugify(name, max_length=48, word_boundary=True))
@@ -219,7 +223,7 @@ def web_app(lodge: Lodge) -> Edge:
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
         await lodge.signing_keys.establish()
-        housekeeping = Housekeeping(store=lodge.store, clock=lodge.clock, on_purged=_log_purge)
+        housekeeping = Housekeeping(store=lodge.store, clock=lodge.clock, on_purged=_log_purge, on_mistake=_log_mistake)
         task = asyncio.create_task(housekeeping.run())
         try:
             yield

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from gatelodge.errors import Rejected
 from gatelodge_server.app import Lodge, StartFault, assemble, load_master_keys, prepare, slug_of
@@ -140,7 +141,7 @@ def show(answer: Record | Sequence[Record], *, json_output: bool) -> None:
     if isinstance(answer, Mapping):
         table = Table.grid(padding=(0, 2))
         for name, value in answer.items():
-            table.add_row(f"[bold]{name}[/bold]", _text(value))
+            table.add_row(Text(name, style="bold"), _text(value))
     else:
         columns = list(dict.fromkeys(name for record in answer for name in record))
         table = Table(*columns, box=None, header_style="bold", pad_edge=False)
@@ -152,10 +153,8 @@ def show(answer: Record | Sequence[Record], *, json_output: bool) -> None:
     console.print(table)
 
 
-def _text(value: object) -> str:
-    if value is None:
-        return "-"
-    return str(value).replace("[", "\\[")  # no value is markup
+def _text(value: object) -> Text:
+    return Text("-" if value is None else str(value))  # and not a string, which would be read as markup
 
 
 def _when(instant: Instant | None) -> str | None:

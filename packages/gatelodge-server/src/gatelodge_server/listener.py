@@ -136,6 +136,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._arriving = False
         self._deadline: asyncio.TimerHandle | None = None
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        """Wait for the first request only so long."""
+        super().connection_made(transport)
+        self._deadline = self.loop.call_later(REQUEST_TIMEOUT, transport.abort)
+
     def on_message_begin(self) -> None:
         """Start to count."""
         self._head_size, self._size, self._arriving = 0, 0, True

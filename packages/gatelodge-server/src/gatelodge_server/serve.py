@@ -106,9 +106,11 @@ def _usable_certificate(settings: Settings) -> Certificate | None:
         if certificate is not None:
             # uvicorn loads it later, in each process, and has only a traceback to say about one that is no good.
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate.chain, certificate.key)
-    except OSError as fault:
+    except (OSError, UnicodeError) as fault:
         where = f"{settings.tls_cert} with {settings.tls_key}" if settings.tls_cert else str(settings.data / "tls")
-        raise StartFault(f"the certificate cannot be made or used: {where}: {fault.strerror or fault}") from fault
+        raise StartFault(
+            f"the certificate cannot be made or used: {where}: {getattr(fault, 'strerror', None) or fault}"
+        ) from fault
     return certificate
 
 

@@ -5,10 +5,12 @@ So `ca.pem` is good for exactly the one certificate that stands beside it, and t
 
 import ipaddress
 import os
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 import trustme
@@ -16,6 +18,8 @@ from cryptography import x509
 
 from gatelodge_server.settings import Settings
 from gatelodge_server.vault import sync_directory
+
+_HOST_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ def certificate_of(settings: Settings) -> Certificate | None:
     if not _covers(local.chain, names):
         directory.mkdir(mode=0o700, exist_ok=True)
         authority = trustme.CA(organization_name="Gatelodge", organization_unit_name="local authority")
-        issued = authority.issue_cert(*names, organization_name="Gatelodge")
+        issued = authority.issue_cert(*sorted({*names, *_machine()}), organization_name="Gatelodge")
         chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
         _write(local.key, issued.private_key_pem.bytes(), mode=0o600)
         _write(directory / "ca.pem", authority.cert_pem.bytes(), mode=0o644)
@@ -49,10 +53,16 @@ def certificate_of(settings: Settings) -> Certificate | None:
 
 
 def _names(settings: Settings) -> Sequence[str]:
-    names = {"localhost", "127.0.0.1", "::1", socket.gethostname(), urlsplit(settings.public_url).hostname or ""}
+    names = {"localhost", "127.0.0.1", "::1", urlsplit(settings.public_url).hostname or ""}
     if settings.host not in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
         names.add(settings.host)
-    return sorted(name for name in names if name)
+    return sorted(name.lower() for name in names if name)
+
+
+def _machine() -> Sequence[str]:
+    """The machine's own name, if a certificate can carry it. It may change from start to start, and is not looked for later."""
+    name = socket.gethostname().lower()
+    return [name] if _HOST_NAME.fullmatch(name) else []
 
 
 def _covers(chain: Path, names: Sequence[str]) -> bool:

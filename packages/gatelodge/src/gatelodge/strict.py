@@ -23,7 +23,8 @@ _LAST_GROUPS: Final = {
     2: (b"==", "AQgw"),
     3: (b"=", "AEIMQUYcgkosw048"),
 }
-_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# A string that never ends is matched to the end of the text: were it no match, the search would begin again at each quote.
+_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)', re.DOTALL)
 
 
 def encode_base64url(data: bytes) -> bytes:

@@ -4,7 +4,6 @@ A session that has ended is kept for a day, so that its holder can be told why. 
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -27,16 +26,23 @@ class HousekeptStore(SessionStore, TrailStore, Protocol):
 class Housekeeping:
     """Walks through the sessions for as long as the service runs."""
 
-    def __init__(self, *, store: HousekeptStore, clock: Clock, on_purged: Callable[[int], None]) -> None:
+    def __init__(
+        self, *, store: HousekeptStore, clock: Clock, on_purged: Callable[[int], None], on_mistake: Callable[[Exception], None]
+    ) -> None:
         self._store = store
         self._clock = clock
         self._on_purged = on_purged
+        self._on_mistake = on_mistake
 
     async def run(self) -> None:
         """Go round until cancelled. What cannot be done now is done in a later round."""
         while True:
-            with contextlib.suppress(Unavailable):
+            try:
                 self._on_purged(await self.go_round())
+            except Unavailable:
+                pass  # the store has said so already
+            except Exception as mistake:  # noqa: BLE001 - whatever it is, the next round may do without it
+                self._on_mistake(mistake)
             await asyncio.sleep(_REST)
 
     async def go_round(self) -> int:

@@ -206,7 +206,9 @@ class SigningKeys:
 
     async def _read_ring(self) -> _Ring:
         read_at = self._monotonic()  # before the reading: what is written during it may not be in it
-        keys = await self._store.list_signing_keys()
+        now = self._clock()
+        # What is gone may be sealed under a master key that is gone too.
+        keys = [key for key in await self._store.list_signing_keys() if key.state(now) != "gone"]
         old = self._ring or _Ring((), {}, {}, read_at)
         self._ring = _Ring(
             keys,

@@ -3,6 +3,7 @@
 The same table of operations is served, and described in the OpenAPI document: what is documented is what validates.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -37,6 +38,8 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 BODY_MAX: Final = 64 * 1024
 """Bytes."""
+_CREDENTIAL_LIKE: Final = re.compile(r"[A-Za-z0-9_.~+/=-]{40,}")
+"""What is left out of a path that is logged: somebody may have put a key where an id belongs. An id is shorter."""
 _IDEMPOTENCY_KEY_MAX: Final = 255
 _JSON: Final = (b"content-type", b"application/json")
 _PROBLEM_JSON: Final = (b"content-type", b"application/problem+json")
@@ -153,6 +156,9 @@ class Operation:
                 data = await read_body(call, receive)
                 if data or not self.body_optional:
                     body = decode(_parse(call, data), self.body)
+                if self.admit is not None:
+                    # A body may take its time, and what has been revoked meanwhile is not to be believed any more.
+                    call.holder = await self.admit(call)
             answer = await self.handler(call, body)
         except Refused as refused:
             await send_problem(refused, call, send)
@@ -204,7 +210,7 @@ async def send_problem(refused: Exception, call: Call, send: Send, extra: Iterab
         code=problem.code,
         status=problem.status,
         method=call.scope["method"],
-        path=call.scope["path"],
+        path=_CREDENTIAL_LIKE.sub("…", call.scope["path"]),
         subject=call.subject,
         **_whence(call),
     )

@@ -137,7 +137,7 @@ def roll_key(
     old = _lock_key(connection, key_id)
     if old is None:
         return Refused(KeyNotFound)
-    if old.end_cause is EndCause.ROTATED or (old.ends_at is not None and now >= old.ends_at):
+    if old.end_cause in {EndCause.ROTATED, EndCause.REVOKED} or (old.ends_at is not None and now >= old.ends_at):
         return Refused(KeyEnded)
     standing = find_keys(connection, [key_id])[0]
     if standing is None or standing.partner_status is PartnerStatus.DEACTIVATED:
