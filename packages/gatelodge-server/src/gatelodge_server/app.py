@@ -69,8 +69,8 @@ class Lodge:
     close: Callable[[], Awaitable[None]]
 
 
-def prepare(settings: Settings, environ: Mapping[str, str]) -> bool:
-    """Make what a start needs and does not find: directory, master key, schema. Whether the database is a new one.
+def prepare(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Make what a start needs and does not find: directory, master key, schema.
 
     Raises ``StartFault``. A master key is made for an empty database only: a database that has lost its key is not opened with
     another.
@@ -98,7 +98,6 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> bool:
         raise StartFault(f"{fault.filename or settings.data} cannot be made or read: {fault.strerror}") from fault
     except DBAPIError as fault:
         raise StartFault(f"{settings.database} cannot be used: {fault.orig}") from fault
-    return fresh
 
 
 def _try_master_keys(engine: Engine, keys: MasterKeys) -> None:

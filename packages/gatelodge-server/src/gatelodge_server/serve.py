@@ -35,7 +35,6 @@ class Started:
 
     settings: Settings
     certificate: Certificate | None
-    fresh: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,7 @@ def serve(
     settings: Settings, announce: Callable[[Started], None], *, web_app_of: Callable[[Settings], WebApp] = WebApp
 ) -> None:
     """Serve until told to stop (SIGTERM, SIGINT); requests under way are answered first. Raises ``StartFault``."""
-    fresh = prepare(settings, os.environ)
+    prepare(settings, os.environ)
     certificate = _usable_certificate(settings)
     sock = _bind(settings)
     port = sock.getsockname()[1]
@@ -93,7 +92,7 @@ def serve(
         settings = replace(settings, public_url=f"https://localhost:{port}")
     settings = replace(settings, port=port)
     config = _config(web_app_of(settings), certificate)
-    started = Started(settings, certificate, fresh)
+    started = Started(settings, certificate)
     if settings.workers > 1:
         _AnnouncingWorkers(config, [sock], lambda: announce(started)).run()
     else:
