@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from given import START
 
+from gatelodge.errors import Unavailable
 from gatelodge_server.core.housekeeping import ENDED_SESSIONS_KEPT, Housekeeping
 from gatelodge_server.core.model import DAY, CompanyDetails
-from gatelodge_server.core.refusals import Unavailable
 
 DETAILS = CompanyDetails(company_name="Müller GmbH", country="DE", tax_number="12/345/67890")
 

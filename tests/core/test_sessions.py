@@ -14,13 +14,14 @@ from gatelodge.errors import (
     CredentialRotated,
     InvalidCredential,
     PartnerSuspended,
+    Unavailable,
     WrongEnvironment,
 )
 from gatelodge.tokens import TokenRules, read_unverified
 from gatelodge.verify import Verifier
 from gatelodge_server.core.ids import api_key
 from gatelodge_server.core.model import DAY, HOUR, MINUTE, SECOND, CompanyDetails
-from gatelodge_server.core.refusals import RefreshTokenReused, Unavailable
+from gatelodge_server.core.refusals import RefreshTokenReused
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.core.sessions import SessionLifetimes
 

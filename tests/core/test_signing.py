@@ -10,9 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from gatelodge.errors import Unavailable
 from gatelodge.tokens import read_unverified
 from gatelodge_server.core.model import DAY, HOUR, MINUTE, SigningKey
-from gatelodge_server.core.refusals import SigningKeyInUse, SigningKeyNotFound, Unavailable
+from gatelodge_server.core.refusals import SigningKeyInUse, SigningKeyNotFound
 from gatelodge_server.core.signing import KEY_SET_MAX_AGE, RING_MAX_AGE, SigningKeys, plan_retirement, plan_rotation
 from gatelodge_server.vault import MasterKeys, Vault
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from backends import backend_at
 from given import a_key, a_login, a_partner
 
+from gatelodge.errors import Unavailable
 from gatelodge_server.core.ports import Opened
-from gatelodge_server.core.refusals import Unavailable
 
 
 def allow(size):

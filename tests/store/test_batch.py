@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gatelodge_server.core.refusals import Unavailable
+from gatelodge.errors import Unavailable
 from gatelodge_server.store.batch import Batch
 
 

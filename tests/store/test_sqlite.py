@@ -15,8 +15,8 @@ from given import a_key, a_login, a_partner
 from sqlalchemy import insert, text
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
+from gatelodge.errors import Unavailable
 from gatelodge_server.core.ports import Opened
-from gatelodge_server.core.refusals import Unavailable
 from gatelodge_server.store.tables import tier
 
 FULL_DISK = Path(__file__).with_name("full_disk.py")

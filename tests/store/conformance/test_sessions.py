@@ -12,10 +12,11 @@ from gatelodge.errors import (
     CredentialRotated,
     InvalidCredential,
     PartnerSuspended,
+    Unavailable,
 )
 from gatelodge_server.core.model import DAY, MINUTE, PartnerStatus, SessionEnd
 from gatelodge_server.core.ports import Advanced, Condemned, Done, Opened, Purged, Refused, Repeated
-from gatelodge_server.core.refusals import RefreshTokenReused, Unavailable
+from gatelodge_server.core.refusals import RefreshTokenReused
 from gatelodge_server.core.sessions import judge_session
 
 NOBODY = bytes(16)

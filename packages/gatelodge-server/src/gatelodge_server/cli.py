@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gatelodge.errors import Rejected
+from gatelodge.errors import Rejected, Unavailable
 from gatelodge_server.app import Lodge, StartFault, assemble, load_master_keys, prepare, slug_of
 from gatelodge_server.core.model import SECOND, Company, Credential, Instant, Partner
 from gatelodge_server.core.partners import DEFAULT_TIER, NewPartner
@@ -122,7 +122,7 @@ def _in_lodge(settings: Settings, work: Callable[[Lodge], Awaitable[Record | Seq
 
     try:
         return asyncio.run(run())
-    except (Rejected, Refusal, StartFault, MasterKeyFault) as refused:
+    except (Rejected, Refusal, Unavailable, StartFault, MasterKeyFault) as refused:
         refuse(str(refused))
 
 

@@ -15,8 +15,9 @@ from uuid import uuid4
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gatelodge.errors import Fault, MalformedRequest
 from gatelodge_server.http.fields import ENCODER
-from gatelodge_server.http.problems import Fault, HeadTooLarge, MalformedRequest, problem_of
+from gatelodge_server.http.problems import HeadTooLarge, problem_of
 from gatelodge_server.log import log
 
 HEAD_MAX: Final = 32 * 1024
@@ -204,15 +205,16 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, refused: Fault) -> None:
         # There is no request that could have had an id, so the answer has one to itself.
-        problem = problem_of(refused, uuid4().hex)
-        body = ENCODER.encode(problem)
+        request_id = uuid4().hex
+        problem = problem_of(refused, request_id)
+        body = ENCODER.encode(problem.members)
         address = self.client[0] if self.client else ""
-        log.info("refused", code=problem.code, status=problem.status, address=address, request_id=problem.request_id)
+        log.info("refused", code=refused.code, status=problem.status, address=address, request_id=request_id)
         lines = (
-            f"HTTP/1.1 {problem.status} {problem.title}",
+            f"HTTP/1.1 {problem.status} {problem.members['title']}",
             "content-type: application/problem+json",
             f"content-length: {len(body)}",
-            f"x-request-id: {problem.request_id}",
+            f"x-request-id: {request_id}",
             "cache-control: no-store",
             "connection: close",
         )

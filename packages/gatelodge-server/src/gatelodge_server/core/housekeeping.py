@@ -7,9 +7,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from gatelodge.errors import Unavailable
 from gatelodge_server.core.model import DAY, Clock, Duration
 from gatelodge_server.core.ports import SessionStore, TrailStore
-from gatelodge_server.core.refusals import Unavailable
 
 ENDED_SESSIONS_KEPT: Final[Duration] = DAY
 _SLICE: Final = 500

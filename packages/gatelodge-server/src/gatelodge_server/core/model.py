@@ -43,7 +43,7 @@ class Origin(StrEnum):
 
 
 class EndCause(StrEnum):
-    """Why an API key ends, or ended."""
+    """Why an API key or an access token ends, or ended."""
 
     EXPIRED = "expired"
     ROTATED = "rotated"
@@ -57,6 +57,35 @@ class SessionEnd(StrEnum):
     REUSE = "reuse"
     RESTORED = "restored"
     """A refresh token was newer than the row: the database has been restored from a backup."""
+
+
+class KeyPurpose(StrEnum):
+    """What a signing key signs. Each purpose has a ring of keys of its own."""
+
+    SESSION = "session"
+    ACCESS = "access"
+
+
+class MailKind(StrEnum):
+    """What a mail is about; each kind has its templates."""
+
+    VERIFICATION = "verification"
+    RECOVERY = "recovery"
+    SUSPENDED = "suspended"
+    """Somebody tried to register an address whose partner is suspended."""
+    KEY_ROTATED = "key_rotated"
+    KEY_RECOVERED = "key_recovered"
+    TOKEN_ROTATED = "token_rotated"  # noqa: S105 - a kind of mail
+    SESSION_REUSED = "session_reused"
+    DEACTIVATED = "deactivated"
+
+
+class Tier(NamedTuple):
+    """How many requests a partner may make, in each hour and in each day by UTC."""
+
+    name: str
+    requests_per_hour: int
+    requests_per_day: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +143,29 @@ class Credential:
     created_at: Instant
     ends_at: Instant | None = None
     end_cause: EndCause | None = None
+    last_used_at: Instant | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AccessToken:
+    """A version of a pre-generated token as it is stored. The versions that were rotated into one another share a lineage."""
+
+    id: str
+    """Its `jti`."""
+    lineage_id: str
+    """The id of the first version."""
+    version: int
+    partner_id: str
+    label: str
+    kid: str
+    """The signing key that it was signed with."""
+    digest: bytes
+    created_at: Instant
+    rotated_at: Instant | None = None
+    ends_at: Instant | None = None
+    end_cause: EndCause | None = None
+    last_used_at: Instant | None = None
+    last_used_from: str | None = None
 
 
 class Holder(NamedTuple):
@@ -131,7 +183,7 @@ class Holder(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """All that decides whether an API key, or a session that it started, still lets its holder in."""
+    """All that decides whether an API key, a session that it started, or an access token still lets its holder in."""
 
     holder: Holder
     digest: bytes
@@ -141,6 +193,8 @@ class Standing(NamedTuple):
     session_epoch: int
     """Counts how often all of the partner's sessions were ended at once. A session lives in the epoch that it started in."""
     company_gone: bool
+    rotated_at: Instant | None = None
+    """When it was replaced by a newer one; until ``ends_at`` both work."""
 
 
 class Session(NamedTuple):
@@ -164,7 +218,7 @@ class Session(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """A key that signs session JWTs, through its life: published, then signing, then published only, then gone.
+    """A key that signs session JWTs or access tokens: first published, then signing, then published only, then gone.
 
     Its state at a moment follows from the four instants; nothing else is stored about it, so nothing can contradict them.
     """
@@ -178,6 +232,7 @@ class SigningKey:
     signs_from: Instant | None = None
     signs_until: Instant | None = None
     gone_at: Instant | None = None
+    purpose: KeyPurpose = KeyPurpose.SESSION
 
     def state(self, now: Instant) -> str:
         """``next``, ``current``, ``retiring`` or ``gone`` at ``now``."""

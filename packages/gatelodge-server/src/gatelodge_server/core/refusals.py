@@ -1,9 +1,8 @@
-"""Every refusal that is not a credential's own (those are ``gatelodge.errors``), each with a stable code.
+"""Every refusal of the domain, each with a stable code. What the gate itself refuses with is in ``gatelodge.errors``.
 
 ::
 
     Refusal
-    ├── NoCredential               credential_required
     ├── NotAllowed                 insufficient_scope
     ├── RefreshTokenReused         refresh_token_reused
     ├── PartnerNotFound            partner_not_found
@@ -16,11 +15,13 @@
     ├── CompanyExists              company_exists
     ├── IdempotencyKeyReused       idempotency_key_reused
     ├── IdempotencyKeySpent        idempotency_key_spent
+    ├── TokenNotFound              token_not_found
+    ├── TokenEnded                 token_ended
+    ├── InvalidVerificationCode    invalid_verification_code
     ├── SigningKeyNotFound         signing_key_not_found
-    ├── SigningKeyInUse            signing_key_in_use
-    └── Unavailable                unavailable
+    └── SigningKeyInUse            signing_key_in_use
 
-What status an answer has is not known here; ``http/problems.py`` holds that table, for these and for the credential's own.
+What status an answer has is not known here: ``http/problems.py`` holds that table.
 """
 
 from typing import ClassVar
@@ -36,18 +37,11 @@ class Refusal(Exception):
         super().__init__(self.detail)
 
 
-class NoCredential(Refusal):
-    """The call needs a credential and came without."""
-
-    code = "credential_required"
-    detail = "Send an API key or a session JWT as `Authorization: Bearer …` or as `R-Auth: …`."
-
-
 class NotAllowed(Refusal):
     """A known caller, but not one that may do this."""
 
     code = "insufficient_scope"
-    detail = "This call is for partners; the credential belongs to a company."
+    detail = "This credential is not for this call; the documentation of the call says which one is."
 
 
 class RefreshTokenReused(Refusal):
@@ -127,6 +121,27 @@ class IdempotencyKeySpent(Refusal):
     detail = "The request was done before, and the key in its answer has been used or is past repeating. Rotate the key."
 
 
+class TokenNotFound(Refusal):
+    """No access token has this id."""
+
+    code = "token_not_found"
+    detail = "There is no access token with this id."
+
+
+class TokenEnded(Refusal):
+    """The access token has ended already, so it cannot be rotated."""
+
+    code = "token_ended"
+    detail = "The access token has ended already and cannot be rotated. Issue a new one."
+
+
+class InvalidVerificationCode(Refusal):
+    """A code that is wrong, spent, expired or guessed at too often, or an address that was sent none: told alike."""
+
+    code = "invalid_verification_code"
+    detail = "The code is not valid. Check the newest mail; after five attempts or ten minutes, register again for a new code."
+
+
 class SigningKeyNotFound(Refusal):
     """No signing key has this id."""
 
@@ -135,16 +150,7 @@ class SigningKeyNotFound(Refusal):
 
 
 class SigningKeyInUse(Refusal):
-    """The signing key is the only one that could sign."""
+    """The signing key is needed: it signs, is to sign next, or has signed an access token that is alive."""
 
     code = "signing_key_in_use"
-    detail = "The key is signing now. Rotate first; then it can be retired."
-
-
-class Unavailable(Refusal):
-    """It cannot be done now: the store is down or too busy. Ask again after ``retry_after``."""
-
-    code = "unavailable"
-    detail = "The service cannot do this right now. Nothing is lost; try again shortly."
-    retry_after: ClassVar[int] = 1
-    """Seconds."""
+    detail = "The key signs, signs next, or live access tokens need it. Rotate first: the key, or the tokens that it signed."

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
+from gatelodge.errors import Unavailable
 from gatelodge.tokens import (
     PrivateKey,
     VerificationKey,
@@ -28,7 +29,6 @@ from gatelodge.tokens import (
 )
 from gatelodge_server.core.model import MINUTE, Clock, Duration, Instant, SigningKey
 from gatelodge_server.core.ports import Refused, Sealer, SigningKeyStore
-from gatelodge_server.core.refusals import Unavailable
 
 KEY_SET_MAX_AGE: Final[Duration] = 5 * MINUTE
 """How long others may cache the key set, and so how long a key is published before it signs."""

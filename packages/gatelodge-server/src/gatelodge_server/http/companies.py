@@ -8,17 +8,11 @@ from uuid import UUID
 
 import msgspec
 
+from gatelodge.errors import NoCredential
 from gatelodge.strict import decode_base64url, encode_base64url
 from gatelodge_server.core.companies import Companies, CompanyKey
 from gatelodge_server.core.model import SECOND, Company, CompanyDetails
-from gatelodge_server.core.refusals import (
-    CompanyExists,
-    CompanyNotFound,
-    IdempotencyKeyReused,
-    IdempotencyKeySpent,
-    NoCredential,
-    NotAllowed,
-)
+from gatelodge_server.core.refusals import CompanyExists, CompanyNotFound, IdempotencyKeyReused, IdempotencyKeySpent, NotAllowed
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.http.fields import (
     Address,

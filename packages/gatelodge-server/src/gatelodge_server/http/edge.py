@@ -15,8 +15,9 @@ from typing import Final, TypeAlias
 from starlette.exceptions import HTTPException
 from starlette.routing import Route, Router
 
+from gatelodge.errors import HttpsRequired
 from gatelodge_server.http.operation import Call, Message, Operation, Receive, Scope, Send, send_problem
-from gatelodge_server.http.problems import HttpsRequired, InternalError, MethodNotAllowed, NotFound
+from gatelodge_server.http.problems import InternalError, MethodNotAllowed, NotFound
 from gatelodge_server.log import log
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network

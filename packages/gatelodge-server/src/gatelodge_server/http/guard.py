@@ -1,12 +1,12 @@
 """The guard: who makes a request, as its credential says and the store confirms at this moment."""
 
-from gatelodge.errors import CredentialRevoked, InvalidCredential, KeysUnavailable, WrongEnvironment
+from gatelodge.errors import CredentialRevoked, InvalidCredential, KeysUnavailable, NoCredential, Unavailable, WrongEnvironment
 from gatelodge.tokens import read_unverified
 from gatelodge.verify import Verifier
 from gatelodge.wire import ApiKey
 from gatelodge_server.core.credentials import Credentials
 from gatelodge_server.core.model import Holder
-from gatelodge_server.core.refusals import NoCredential, NotAllowed, Unavailable
+from gatelodge_server.core.refusals import NotAllowed
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.core.sessions import Sessions
 from gatelodge_server.http.operation import Call

@@ -7,9 +7,9 @@ from typing import Final
 
 import msgspec
 
+from gatelodge.errors import Unavailable
 from gatelodge_server.core.model import SECOND
 from gatelodge_server.core.ports import TrailStore
-from gatelodge_server.core.refusals import Unavailable
 from gatelodge_server.core.signing import KEY_SET_MAX_AGE, SigningKeys
 from gatelodge_server.http.operation import Answer, Call, Operation
 

@@ -11,18 +11,10 @@ from typing import Any, Final
 import msgspec
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
+from gatelodge.errors import AmbiguousCredentials, BodyTooLarge, MalformedJson, MalformedRequest, UnsupportedMediaType
 from gatelodge_server.http.fields import schema_of
 from gatelodge_server.http.operation import Operation, Receive, Scope, Send, send_bytes
-from gatelodge_server.http.problems import (
-    STATUSES,
-    AmbiguousCredentials,
-    BodyTooLarge,
-    InvalidFields,
-    MalformedJson,
-    MalformedRequest,
-    Problem,
-    UnsupportedMediaType,
-)
+from gatelodge_server.http.problems import STATUSES, InvalidFields, Problem
 
 _SCHEMA: Final = "#/components/schemas/{name}"
 _BODY_FAULTS: Final = (MalformedRequest, MalformedJson, BodyTooLarge, UnsupportedMediaType, InvalidFields)

@@ -12,23 +12,12 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from gatelodge.errors import AmbiguousCredentials, BodyTooLarge, MalformedJson, MalformedRequest, UnsupportedMediaType
 from gatelodge.strict import parse_json_object
 from gatelodge_server.core.model import Holder
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.http.fields import ENCODER, decode
-from gatelodge_server.http.problems import (
-    AmbiguousCredentials,
-    BodyTooLarge,
-    FieldError,
-    InvalidFields,
-    InvalidIdempotencyKey,
-    MalformedJson,
-    MalformedRequest,
-    Refused,
-    UnsupportedMediaType,
-    headers_of,
-    problem_of,
-)
+from gatelodge_server.http.problems import FieldError, InvalidFields, InvalidIdempotencyKey, Refused, problem_of
 from gatelodge_server.log import log
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -207,15 +196,15 @@ async def send_problem(refused: Exception, call: Call, send: Send, extra: Iterab
     problem = problem_of(refused, call.request_id)
     log.info(
         "refused",
-        code=problem.code,
+        code=problem.members["code"],
         status=problem.status,
         method=call.scope["method"],
         path=_CREDENTIAL_LIKE.sub("…", call.scope["path"]),
         subject=call.subject,
         **_whence(call),
     )
-    headers = [_PROBLEM_JSON, _NO_STORE, *headers_of(refused, problem.status), *extra]
-    await send_bytes(send, problem.status, ENCODER.encode(problem), headers)
+    headers = [_PROBLEM_JSON, _NO_STORE, *problem.headers, *extra]
+    await send_bytes(send, problem.status, ENCODER.encode(problem.members), headers)
 
 
 def _who(holder: Holder) -> dict[str, str]:

@@ -13,12 +13,14 @@ from gatelodge.errors import (
     CredentialRevoked,
     CredentialRotated,
     InvalidCredential,
+    NoCredential,
     PartnerSuspended,
     Rejected,
+    Unavailable,
     WrongEnvironment,
 )
 from gatelodge_server.core.model import SECOND, Instant
-from gatelodge_server.core.refusals import NoCredential, RefreshTokenReused, Unavailable
+from gatelodge_server.core.refusals import RefreshTokenReused
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.core.sessions import Sessions, SessionTokens
 from gatelodge_server.http.attempts import Attempts

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from gatelodge_server.core.refusals import Unavailable
+from gatelodge.errors import Unavailable
 
 Request = TypeVar("Request")
 Outcome = TypeVar("Outcome")

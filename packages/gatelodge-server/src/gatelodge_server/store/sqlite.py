@@ -20,7 +20,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NotSupportedError, ProgrammingError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from gatelodge_server.core.refusals import Unavailable
+from gatelodge.errors import Unavailable
 
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")

@@ -18,6 +18,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    and_,
     text,
 )
 
@@ -55,6 +56,20 @@ partner = Table(
     Column("origin", String(16), nullable=False),
     Column("session_epoch", Integer, nullable=False, server_default=text("0")),
     Column("created_at", BigInteger, nullable=False),
+    # Of those that registered themselves: the address in the form in which addresses are compared, and what they said.
+    Column("registered_address", String(320)),
+    Column("organization_name", String(200)),
+    Column("website_url", String(500)),
+    Column("intended_use", String(1000)),
+    Column("agreed_at", BigInteger),
+)
+_IS_REGISTERED = and_(partner.c.registered_address.is_not(None), partner.c.status != "deactivated")
+Index(
+    "uq_partner_registered_address",
+    partner.c.registered_address,
+    unique=True,
+    sqlite_where=_IS_REGISTERED,
+    postgresql_where=_IS_REGISTERED,
 )
 
 company = Table(
@@ -104,6 +119,28 @@ credential = Table(
     Column("first_used_at", BigInteger),
     Column("ends_at", BigInteger),
     Column("end_cause", String(16)),
+    Column("rotated_at", BigInteger),
+    Column("last_used_at", BigInteger),
+    Column("last_used_from", String(45)),
+)
+
+access_token = Table(
+    "access_token",
+    metadata,
+    Column("id", String(22), primary_key=True),
+    # The id of the first version: what was rotated into what.
+    Column("lineage_id", String(22), nullable=False, index=True),
+    Column("version", Integer, nullable=False),
+    Column("partner_id", ForeignKey("partner.id"), nullable=False, index=True),
+    Column("label", String(200), nullable=False),
+    Column("kid", ForeignKey("signing_key.kid"), nullable=False, index=True),
+    Column("digest", LargeBinary(32), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("rotated_at", BigInteger),
+    Column("ends_at", BigInteger),
+    Column("end_cause", String(16)),
+    Column("last_used_at", BigInteger),
+    Column("last_used_from", String(45)),
 )
 
 session = Table(
@@ -133,6 +170,7 @@ signing_key = Table(
     Column("signs_from", BigInteger),
     Column("signs_until", BigInteger),
     Column("gone_at", BigInteger),
+    Column("purpose", String(16), nullable=False, server_default=text("'session'")),
 )
 
 replay = Table(
@@ -141,9 +179,73 @@ replay = Table(
     Column("id", LargeBinary(32), primary_key=True),
     Column("fingerprint", LargeBinary(32), nullable=False),
     Column("credential_id", ForeignKey("credential.id"), nullable=False, index=True),
-    Column("company_id", ForeignKey("company.id"), nullable=False),
+    Column("company_id", ForeignKey("company.id")),
     Column("sealed", LargeBinary),
     Column("readable_until", BigInteger, nullable=False),
+)
+
+verification = Table(
+    "verification",
+    metadata,
+    # One row an address: a new code takes the place of the one before, and what is counted against the address stays.
+    Column("address", String(320), primary_key=True),
+    Column("contact_email", String(255), nullable=False),
+    Column("display_name", String(200), nullable=False),
+    Column("organization_name", String(200)),
+    Column("website_url", String(500)),
+    Column("intended_use", String(1000)),
+    Column("partner_id", ForeignKey("partner.id")),
+    Column("salt", LargeBinary(16), nullable=False),
+    Column("digest", LargeBinary(32), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("day_starts_at", BigInteger, nullable=False),
+    Column("day_failures", Integer, nullable=False),
+    Column("credential_id", ForeignKey("credential.id"), index=True),
+    Column("sealed", LargeBinary),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", LargeBinary(16), primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("recipient", String(320), nullable=False),
+    Column("facts", Text, nullable=False),
+    # What must not lie about readable: a code. Gone as soon as the mail is sent or given up.
+    Column("sealed", LargeBinary),
+    Column("created_at", BigInteger, nullable=False),
+    Column("due_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("ended_at", BigInteger),
+    Column("outcome", String(16)),
+    Column("fault", String(200)),
+)
+_IS_WAITING = outbox.c.ended_at.is_(None)
+Index("ix_outbox_due_at", outbox.c.due_at, sqlite_where=_IS_WAITING, postgresql_where=_IS_WAITING)
+Index("ix_outbox_recipient_created_at", outbox.c.recipient, outbox.c.created_at)
+Index("ix_outbox_created_at", outbox.c.created_at)
+
+quota = Table(
+    "quota",
+    metadata,
+    # One row a partner: the present windows, and how much of each has been leased. An older window is not needed.
+    Column("partner_id", ForeignKey("partner.id"), primary_key=True),
+    Column("hour_starts_at", BigInteger, nullable=False),
+    Column("hour_taken", Integer, nullable=False),
+    Column("day_starts_at", BigInteger, nullable=False),
+    Column("day_taken", Integer, nullable=False),
+)
+
+usage = Table(
+    "usage",
+    metadata,
+    Column("partner_id", ForeignKey("partner.id"), primary_key=True),
+    Column("hour_starts_at", BigInteger, primary_key=True),
+    Column("accepted", Integer, nullable=False),
+    Column("refused", Integer, nullable=False),
 )
 
 change = Table(

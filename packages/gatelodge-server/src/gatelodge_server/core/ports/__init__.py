@@ -1,0 +1,109 @@
+"""What the core asks of the outside: a store, and somebody who keeps secrets.
+
+Each verb of a store is one decision: it is read, decided and written in one transaction, and **committed when it returns**. So
+a refusal that follows a verb can never undo what the verb did. What may be expected to happen comes back as a value; a verb
+raises only ``gatelodge.errors.Unavailable``, when nothing is known to have been done.
+
+Every verb that changes what others may rely on appends to the change sequence, and every one that a person would want to
+answer for later appends to the audit trail, in that same transaction. ``by`` names who asked.
+"""
+
+from typing import Protocol
+
+from gatelodge_server.core.ports.common import Done, Reason, Refused, Replay
+from gatelodge_server.core.ports.companies import CompanyOutcome, CompanyStore, Created, Replayed
+from gatelodge_server.core.ports.partners import PartnerStore, Rolled, RolledBefore
+from gatelodge_server.core.ports.quotas import LastUse, Lease, QuotaAsk, QuotaStore, UsageMark
+from gatelodge_server.core.ports.registration import (
+    Challenge,
+    Confirmation,
+    Confirmed,
+    Deferred,
+    GivenUp,
+    Mail,
+    MailLimits,
+    MailOutcome,
+    Recovery,
+    Registrant,
+    Registration,
+    RegistrationStore,
+    Sent,
+)
+from gatelodge_server.core.ports.secrets import Digester, Sealer
+from gatelodge_server.core.ports.sessions import (
+    Advanced,
+    Condemned,
+    LoginAttempt,
+    Opened,
+    Purged,
+    RefreshAttempt,
+    RefreshOutcome,
+    Repeated,
+    SessionStanding,
+    SessionStore,
+)
+from gatelodge_server.core.ports.signing import SigningKeyStore
+from gatelodge_server.core.ports.tokens import TokenStore
+from gatelodge_server.core.ports.trail import TrailStore
+
+__all__ = [
+    "Advanced",
+    "Challenge",
+    "CompanyOutcome",
+    "CompanyStore",
+    "Condemned",
+    "Confirmation",
+    "Confirmed",
+    "Created",
+    "Deferred",
+    "Digester",
+    "Done",
+    "GivenUp",
+    "LastUse",
+    "Lease",
+    "LoginAttempt",
+    "Mail",
+    "MailLimits",
+    "MailOutcome",
+    "Opened",
+    "PartnerStore",
+    "Purged",
+    "QuotaAsk",
+    "QuotaStore",
+    "Reason",
+    "Recovery",
+    "RefreshAttempt",
+    "RefreshOutcome",
+    "Refused",
+    "Registrant",
+    "Registration",
+    "RegistrationStore",
+    "Repeated",
+    "Replay",
+    "Replayed",
+    "Rolled",
+    "RolledBefore",
+    "Sealer",
+    "Sent",
+    "SessionStanding",
+    "SessionStore",
+    "SigningKeyStore",
+    "Store",
+    "TokenStore",
+    "TrailStore",
+    "UsageMark",
+]
+
+
+class Store(
+    SessionStore,
+    PartnerStore,
+    TokenStore,
+    CompanyStore,
+    SigningKeyStore,
+    QuotaStore,
+    RegistrationStore,
+    TrailStore,
+    Protocol,
+):
+    """All of it: what a backend provides."""

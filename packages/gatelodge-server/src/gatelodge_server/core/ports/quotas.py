@@ -1,0 +1,68 @@
+"""What partners may still do, and what they did."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
+
+from gatelodge_server.core.model import Instant, Tier
+
+
+class QuotaAsk(NamedTuple):
+    """A node wants to let so many more requests of a partner in, and gives back what it did not use of an earlier lease."""
+
+    partner_id: str
+    want: int
+    now: Instant
+    unused: int = 0
+    unused_hour_at: Instant = 0
+    """In which hour and day the unused ones were leased."""
+    unused_day_at: Instant = 0
+
+
+class Lease(NamedTuple):
+    """How a partner's windows stand after an ask: so many requests may be let in in these two windows."""
+
+    granted: int
+    tier: Tier
+    hour_starts_at: Instant
+    hour_taken: int
+    """Of all nodes, this lease included."""
+    day_starts_at: Instant
+    day_taken: int
+
+
+class UsageMark(NamedTuple):
+    """What a node saw since it last said so: of a partner in an hour."""
+
+    partner_id: str
+    hour_starts_at: Instant
+    accepted: int
+    refused: int
+
+
+class LastUse(NamedTuple):
+    """When and from where a credential was last used. ``kind``: ``key`` or ``token``."""
+
+    kind: Literal["key", "token"]
+    credential_id: str
+    at: Instant
+    address: str
+
+
+class QuotaStore(Protocol):
+    """What partners may still do, and what they did."""
+
+    async def lease_quota(self, ask: QuotaAsk) -> Lease | None:
+        """Take up to ``want`` requests out of the partner's present hour and day (by UTC); ``None`` if there is no partner.
+
+        Over all nodes and for ever, no more is granted in a window than the tier allows. Windows never go back: an ask from
+        a clock that is behind is counted in the window that the store is in. Micro-batched.
+        """
+        ...
+
+    async def note_usage(self, usage: Sequence[UsageMark], last_uses: Sequence[LastUse]) -> None:
+        """Add to the usage that is kept for charts, and move marks of last use on (never back)."""
+        ...
+
+    async def list_usage(self, partner_id: str, *, since: Instant) -> Sequence[UsageMark]:
+        """A partner's usage by the hour, oldest first."""
+        ...
