@@ -23,6 +23,8 @@ from gatelodge_server.core.ports import (
     CompanyOutcome,
     Done,
     LoginAttempt,
+    Mail,
+    MailOutcome,
     Opened,
     Purged,
     RefreshAttempt,
@@ -31,7 +33,7 @@ from gatelodge_server.core.ports import (
     Replay,
     SessionStanding,
 )
-from gatelodge_server.store import companies, keys, partners, sessions, signing, trail
+from gatelodge_server.store import companies, keys, outbox, partners, sessions, signing, trail
 from gatelodge_server.store.batch import Batch
 
 Result = TypeVar("Result")
@@ -181,3 +183,14 @@ class SqlStore:
 
     async def ping(self) -> None:
         await self._driver.read(trail.ping)
+
+    # mails
+
+    async def claim_mails(self, *, limit: int, now: Instant, until: Instant) -> Sequence[Mail]:
+        return await self._driver.write(outbox.claim_mails, limit, now, until)
+
+    async def settle_mail(self, mail_id: bytes, outcome: MailOutcome, *, now: Instant) -> None:
+        await self._driver.write(outbox.settle_mail, mail_id, outcome, now)
+
+    async def purge_mails(self, *, ended_before: Instant, now: Instant) -> None:
+        await self._driver.write(outbox.purge_mails, ended_before, now)
