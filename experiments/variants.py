@@ -16,7 +16,7 @@ from typing import Final
 
 from sqlalchemy import event
 
-from gatelodge.errors import InvalidCredential
+from gatelodge.errors import InvalidCredential, Unavailable
 from gatelodge_server.app import Lodge, assemble, open_store, system_clock
 from gatelodge_server.core.ids import uuid7
 from gatelodge_server.core.model import Clock, Instant, SessionEnd
@@ -31,7 +31,6 @@ from gatelodge_server.core.ports import (
     Refused,
     SessionStanding,
 )
-from gatelodge_server.core.refusals import Unavailable
 from gatelodge_server.core.sessions import judge_refresh
 from gatelodge_server.serve import WebApp, serve
 from gatelodge_server.settings import Settings, load_settings

@@ -65,4 +65,4 @@ BACKENDS = {"sqlite": SqliteBackend}
 
 def backend_at(address):
     """The backend of an address that another process was told."""
-    return SqliteBackend(address.removeprefix("sqlite:///"))
+    return SqliteBackend(Path(address.removeprefix("sqlite:///")))

@@ -37,7 +37,7 @@ from gatelodge_server.log import log
 from gatelodge_server.settings import Settings
 from gatelodge_server.store.migrate import SchemaTooNew, upgrade
 from gatelodge_server.store.signing import list_signing_keys
-from gatelodge_server.store.sqlite import SqliteDriver, sqlite_engine
+from gatelodge_server.store.sqlite import UPGRADE_TIMEOUT, SqliteDriver, sqlite_engine
 from gatelodge_server.store.store import SqlStore
 from gatelodge_server.vault import MasterKeyFault, MasterKeys, Vault, system_entropy
 
@@ -86,7 +86,7 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> None:
                     f"{master_key_path(settings)} or into {MASTER_KEY_VARIABLE}"
                 )
             MasterKeys.create(master_key_path(settings), system_entropy)
-        engine = sqlite_engine(settings.database)
+        engine = sqlite_engine(settings.database, lock_timeout=UPGRADE_TIMEOUT)
         try:
             upgrade(engine)
             _try_master_keys(engine, load_master_keys(settings, environ))

@@ -44,7 +44,13 @@ def decode_base64url(text: str) -> bytes | None:
 
 
 def parse_json_object(data: bytes) -> dict[str, object] | None:
-    """Read a JSON object (RFC 8259) in UTF-8; ``None`` for anything else.
+    """Read a JSON object (RFC 8259) in UTF-8; ``None`` for anything else, by the rules of ``parse_json``."""
+    value = parse_json(data)
+    return value if isinstance(value, dict) else None
+
+
+def parse_json(data: bytes) -> dict[str, object] | list[object] | None:
+    """Read a JSON object or array (RFC 8259) in UTF-8; ``None`` for anything else.
 
     Refused are a byte order mark, a member named twice at any depth, ``NaN`` and the infinities, numbers too large for
     a float, text with half a surrogate pair, and nesting deeper than 16.
@@ -58,7 +64,7 @@ def parse_json_object(data: bytes) -> dict[str, object] | None:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except ValueError:
         return None
-    return value if isinstance(value, dict) else None
+    return value if isinstance(value, (dict, list)) else None
 
 
 def _is_too_deep(text: str) -> bool:

@@ -1,7 +1,16 @@
-"""A session JWT becomes a ``Caller``, or a refusal.
+"""A credential becomes a ``Caller``, or a refusal.
 
-In order: ``tokens.read_unverified`` reads the text, ``keyset`` finds the key that it names, ``tokens.verify_token``
-judges it, and what it says about its holder is parsed here into exact types.
+There are three kinds, and one way in for all of them:
+
+- a *session JWT* (RFC 9068) and an *access token* (a JWT without expiry) are read by ``tokens.read_unverified``, their key is
+  found in the ring of their own kind (``keyset``), and ``tokens.verify_token`` judges them;
+- an *API key* is opaque; only its issuer can say whose it is.
+
+What a signature cannot tell, whether the credential was ever issued and whether it still stands, is asked of the issuer's
+``Records``. Without records a verifier works offline and knows session JWTs only.
+
+What was found good is remembered, by its SHA-256, until its time is over or the records say that something about it has
+changed (``forget``). So a credential on its second request costs neither a signature nor a look-up.
 """
 
 import hashlib
@@ -9,16 +18,17 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final, Literal, TypeGuard, get_args
+from dataclasses import dataclass, replace
+from typing import Final, Literal, NamedTuple, Protocol, TypeGuard, get_args
 
-from gatelodge.errors import CredentialExpired, InvalidCredential, WrongEnvironment
+from gatelodge.errors import CredentialExpired, InvalidCredential, Rejected, WrongEnvironment
 from gatelodge.keyset import Keys
 from gatelodge.tokens import TokenRules, UnverifiedToken, VerificationKey, read_unverified, verify_token
 from gatelodge.wire import ENVIRONMENT_PATTERN, TOKEN_MAX_LENGTH, Claim
 
 HolderKind = Literal["partner", "company"]
 HOLDER_KINDS: Final[tuple[HolderKind, ...]] = get_args(HolderKind)
+CredentialKind = Literal["session", "access-token", "api-key"]
 
 # Everything about a caller may end up in a header or a log line: visible ASCII, and not too much of it.
 _WORD = re.compile(r"[!-~]{1,128}")
@@ -28,38 +38,91 @@ _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SCOPE_TOKEN = r"[!#-\[\]-~]+"  # noqa: S105 - a grammar
 _SCOPE = re.compile(rf"(?:{_SCOPE_TOKEN}(?: {_SCOPE_TOKEN})*)?")
 _SCOPE_MAX_LENGTH: Final = 1024
+_NEVER: Final = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who makes a request, as the issuer has signed it. ``expires_at`` is in Unix seconds, before any leeway."""
+    """Who makes a request, as the issuer has said.
+
+    ``session`` and ``token_id`` (the `jti`) are ``None`` where the credential has none. ``expires_at`` is in Unix seconds,
+    before any leeway; ``None`` for what does not expire. ``rotated_at``, in Unix seconds, is set while an older credential
+    still works beside the newer one that takes its place; ``sunset_at`` is when it stops.
+    """
 
     partner: str
     company: str | None
     kind: HolderKind
     tier: str
     scopes: frozenset[str]
+    credential: CredentialKind
     credential_id: str
-    session: str
-    token_id: str
+    session: str | None
+    token_id: str | None
     environment: str
-    expires_at: int
+    expires_at: int | None
+    rotated_at: int | None = None
+    sunset_at: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """A token that was found good: until its time is over or its key is gone, it need not be judged again."""
+class Grant(NamedTuple):
+    """What the issuer has on record of a genuine credential: whose it is now, and when and why that ends."""
 
     caller: Caller
-    key: VerificationKey
+    ends_at: float
+    """In Unix seconds; infinity if no end is known."""
+    reason: type[Rejected]
+    """With what it is refused from then on."""
+
+
+class Records(Protocol):
+    """What only the issuer knows. ``Unavailable`` is raised where it cannot be known at the moment: fail closed."""
+
+    def is_current(self) -> bool:
+        """Whether everything that was found is still so, but for what ``Verifier.forget`` has been told."""
+        ...
+
+    async def catch_up(self) -> None:
+        """Become current: tell ``Verifier.forget`` of all that has changed."""
+        ...
+
+    async def find_session(self, claimed: Caller) -> Grant:
+        """What is on record of the session whose genuine JWT says ``claimed``. Raises a ``Rejected``."""
+        ...
+
+    async def find_token(self, claimed: Caller, digest: bytes) -> Grant:
+        """What is on record of the access token that says ``claimed`` and has this SHA-256. Raises a ``Rejected``.
+
+        A token that was signed but never issued is an ``InvalidCredential``.
+        """
+        ...
+
+    async def find_key(self, text: str) -> Grant:
+        """What is on record of an API key. Raises a ``Rejected``."""
+        ...
+
+
+class AccessTokens(NamedTuple):
+    """How access tokens are verified: with keys of their own, by rules of their own."""
+
+    keys: Keys
+    rules: TokenRules
+
+
+class _Seen(NamedTuple):
+    """A credential that was found good: until then it need not be judged again."""
+
+    grant: Grant
+    key: VerificationKey | None
 
 
 class Verifier:
-    """Tells who presents a session JWT. Safe to share between threads and coroutines.
+    """Tells who presents a credential. Safe to share between threads and coroutines, unless it has records.
 
-    ``clock`` gives the Unix time in seconds. ``remembered`` is how many tokens found good are remembered, by their
-    SHA-256, so that a token on its second request costs no signature; 0 remembers none. ``ValueError`` when ``rules``
-    are not those of a session JWT.
+    ``keys`` and ``rules`` are those of session JWTs. ``records`` and ``access_tokens`` let API keys and access tokens in;
+    they go together, and such a verifier belongs to one event loop. ``environment`` lets the holder of another environment's
+    token know that it is of another. ``clock`` gives the Unix time in seconds. ``remembered`` is how many credentials found
+    good are remembered; 0 remembers none. ``ValueError`` when rules are not those of their kind.
     """
 
     def __init__(
@@ -67,63 +130,154 @@ class Verifier:
         keys: Keys,
         rules: TokenRules,
         *,
+        records: Records | None = None,
+        access_tokens: AccessTokens | None = None,
+        environment: str | None = None,
         remembered: int = 4096,
         clock: Callable[[], float] = time.time,  # noqa: TID251 - here the clock becomes a parameter
     ) -> None:
         if rules.lifetime != "expires":
             raise ValueError("a Verifier needs the rules of session JWTs")
+        if access_tokens is not None and (records is None or access_tokens.rules.lifetime != "unexpiring"):
+            raise ValueError("access tokens need records, and rules of their own")
         self._keys = keys
         self._rules = rules
+        self._records = records
+        self._access_tokens = access_tokens
+        self._environment = environment
         self._clock = clock
         self._remembered = remembered
         self._seen: dict[bytes, _Seen] = {}
+        self._by_subject: dict[str, set[bytes]] = {}
+        self._forgotten = 0
         self._lock = threading.Lock()
 
     def verify(self, text: str) -> Caller:
-        """Give the caller who presents ``text``.
+        """Give the caller who presents ``text``, offline.
 
         Raises a ``Rejected``: ``InvalidCredential``, ``CredentialExpired`` or ``WrongEnvironment``; or
         ``KeysUnavailable`` when no verdict is possible at the moment. May wait for the issuer's keys; coroutines use
-        ``verify_async``.
+        ``verify_async``. ``TypeError`` for a verifier with records.
         """
+        if self._records is not None:
+            raise TypeError("a verifier with records is to be asked with verify_async")
         digest = _digest(text)
         seen = self._seen.get(digest)
-        if seen is not None and self._keys.find(seen.key.kid) is seen.key:
+        if seen is not None and seen.key is not None and self._keys.find(seen.key.kid) is seen.key:
             return self._recall(seen)
         token = self._read(text)
-        return self._judge(token, self._keys.find(token.kid), digest)
+        key = self._keys.find(token.kid)
+        return self._remember(digest, self._judge(token, key, self._rules, "session"), key)
 
     async def verify_async(self, text: str) -> Caller:
-        """Do what ``verify`` does without ever blocking the event loop."""
+        """Do what ``verify`` does without ever blocking the event loop; with records, for every kind of credential.
+
+        Raises any ``Rejected`` but ``PartnerMismatch``, or ``Unavailable``.
+        """
         digest = _digest(text)
+        records = self._records
+        if records is None:
+            return await self._verify_offline(text, digest)
+        if not records.is_current():
+            await records.catch_up()
         seen = self._seen.get(digest)
-        if seen is not None and await self._keys.find_async(seen.key.kid) is seen.key:
+        if seen is not None:
+            return self._recall(seen)
+        before = self._forgotten
+        grant, key = await self._look_up(records, text, digest)
+        # What was forgotten while the records were asked may be just what they said.
+        return self._remember(digest, grant, key) if before == self._forgotten else grant.caller
+
+    def forget(self, kind: str, subject: str) -> None:
+        """Something about ``subject`` has changed: whatever was remembered of it is to be looked up again.
+
+        ``kind`` is `credential`, `token`, `session`, `company` or `partner`; anything else may concern everybody.
+        """
+        self._forgotten += 1
+        if kind in _SUBJECTS:
+            for digest in self._by_subject.pop(subject, ()):
+                self._drop(digest)
+        else:
+            self._seen.clear()
+            self._by_subject.clear()
+
+    async def _verify_offline(self, text: str, digest: bytes) -> Caller:
+        seen = self._seen.get(digest)
+        if seen is not None and seen.key is not None and await self._keys.find_async(seen.key.kid) is seen.key:
             return self._recall(seen)
         token = self._read(text)
-        return self._judge(token, await self._keys.find_async(token.kid), digest)
+        key = await self._keys.find_async(token.kid)
+        return self._remember(digest, self._judge(token, key, self._rules, "session"), key)
+
+    async def _look_up(self, records: Records, text: str, digest: bytes) -> tuple[Grant, VerificationKey | None]:
+        if "." not in text:  # an API key has none, a JWT two
+            return await records.find_key(text), None
+        token = self._read(text)
+        access = self._access_tokens
+        if access is not None and token.type in access.rules.types:
+            key = await access.keys.find_async(token.kid)
+            claimed = self._judge(token, key, access.rules, "access-token").caller
+            return await records.find_token(claimed, digest), key
+        key = await self._keys.find_async(token.kid)
+        judged = self._judge(token, key, self._rules, "session")
+        grant = await records.find_session(judged.caller)
+        return (grant if grant.ends_at <= judged.ends_at else judged._replace(caller=grant.caller)), key
 
     def _read(self, text: str) -> UnverifiedToken:
         token = read_unverified(text)
-        # Told here too, before the look-up: another environment's token must not send us to our issuer for its key.
+        # Told before the look-up: another environment's token must not send us to our issuer for its key.
         if token.issuer in self._rules.other_issuers:
             raise WrongEnvironment
         return token
 
-    def _judge(self, token: UnverifiedToken, key: VerificationKey | None, digest: bytes) -> Caller:
-        caller = caller_of(verify_token(token, key=key, rules=self._rules, now=self._clock()))
-        if key is not None and self._remembered:
-            with self._lock:
-                while len(self._seen) >= self._remembered:
-                    del self._seen[next(iter(self._seen))]  # the one remembered longest
-                self._seen[digest] = _Seen(caller, key)
-        return caller
+    def _judge(self, token: UnverifiedToken, key: VerificationKey | None, rules: TokenRules, sort: CredentialKind) -> Grant:
+        try:
+            claims = verify_token(token, key=key, rules=rules, now=self._clock())
+            caller = caller_from(claims, sort)
+        except InvalidCredential:
+            # Read off the token's own marking: it tells its presenter nothing that it does not hold.
+            if self._environment is not None and token.environment not in {None, self._environment}:
+                raise WrongEnvironment from None
+            raise
+        ends_at = _NEVER if caller.expires_at is None else caller.expires_at + rules.leeway
+        return Grant(caller, ends_at, CredentialExpired)
 
     def _recall(self, seen: _Seen) -> Caller:
-        # All else was judged when it was seen first and cannot have changed since. Equality is expired, as in
-        # verify_token.
-        if self._clock() >= seen.caller.expires_at + self._rules.leeway:
-            raise CredentialExpired
-        return seen.caller
+        # All else was judged when it was seen first and has not changed since. Equality is over, as in verify_token.
+        grant = seen.grant
+        if self._clock() >= grant.ends_at:
+            raise grant.reason
+        return grant.caller
+
+    def _remember(self, digest: bytes, grant: Grant, key: VerificationKey | None) -> Caller:
+        if self._remembered:
+            with self._lock:
+                while len(self._seen) >= self._remembered:
+                    self._drop(next(iter(self._seen)))  # the one remembered longest
+                self._seen[digest] = _Seen(grant, key)
+                if self._records is not None:
+                    for subject in _subjects_of(grant.caller):
+                        self._by_subject.setdefault(subject, set()).add(digest)
+        return grant.caller
+
+    def _drop(self, digest: bytes) -> None:
+        seen = self._seen.pop(digest, None)
+        if seen is None or self._records is None:
+            return
+        for subject in _subjects_of(seen.grant.caller):
+            digests = self._by_subject.get(subject)
+            if digests is not None:
+                digests.discard(digest)
+                if not digests:
+                    del self._by_subject[subject]
+
+
+_SUBJECTS: Final = frozenset({"credential", "token", "session", "company", "partner"})
+
+
+def _subjects_of(caller: Caller) -> list[str]:
+    """Whatever a change may name that concerns this caller. No two kinds of id look alike."""
+    return [id_ for id_ in (caller.partner, caller.company, caller.credential_id, caller.session) if id_ is not None]
 
 
 def _digest(text: str) -> bytes:
@@ -133,26 +287,41 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("ascii")).digest()
 
 
-def caller_of(claims: Mapping[str, object]) -> Caller:
-    """Parse a session JWT's claims, once ``verify_token`` gave them; ``InvalidCredential`` when they are not whole."""
-    kind, company, scope = claims.get(Claim.KIND), claims.get(Claim.COMPANY), claims.get(Claim.SCOPE, "")
-    environment, expires_at = claims.get(Claim.ENVIRONMENT), claims.get(Claim.EXPIRES_AT)
-    if not _is_kind(kind) or not isinstance(expires_at, int):
-        raise InvalidCredential
+def caller_from(claims: Mapping[str, object], sort: CredentialKind) -> Caller:
+    """Parse a token's claims, once ``verify_token`` gave them; ``InvalidCredential`` when they are not whole."""
+    environment = claims.get(Claim.ENVIRONMENT)
     if not isinstance(environment, str) or ENVIRONMENT_PATTERN.fullmatch(environment) is None:
         raise InvalidCredential
+    scope = claims.get(Claim.SCOPE, "")
     if not isinstance(scope, str) or len(scope) > _SCOPE_MAX_LENGTH or _SCOPE.fullmatch(scope) is None:
         raise InvalidCredential
-    return Caller(
+    kind = claims.get(Claim.KIND)
+    if not _is_kind(kind):
+        raise InvalidCredential
+    token_id = _word(claims, Claim.TOKEN_ID)
+    caller = Caller(
         partner=_word(claims, Claim.PARTNER),
-        company=_company(kind, company),
+        company=_company(kind, claims.get(Claim.COMPANY)),
         kind=kind,
-        tier=_word(claims, Claim.TIER),
+        tier="",
         scopes=frozenset(scope.split()),
+        credential=sort,
+        credential_id=token_id,
+        session=None,
+        token_id=token_id,
+        environment=environment,
+        expires_at=None,
+    )
+    if sort == "access-token":
+        return caller  # its tier is not in it: it would outlive every change
+    expires_at = claims.get(Claim.EXPIRES_AT)
+    if not isinstance(expires_at, int):
+        raise InvalidCredential
+    return replace(
+        caller,
+        tier=_word(claims, Claim.TIER),
         credential_id=_word(claims, Claim.CLIENT_ID),
         session=_word(claims, Claim.SESSION),
-        token_id=_word(claims, Claim.TOKEN_ID),
-        environment=environment,
         expires_at=expires_at,
     )
 

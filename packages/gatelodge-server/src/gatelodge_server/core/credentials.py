@@ -42,7 +42,7 @@ from gatelodge_server.core.ports import PartnerStore, Refused
 from gatelodge_server.core.refusals import KeyNotFound, PartnerNotFound
 from gatelodge_server.core.secrets import Secret
 
-_END_REASONS: Final[dict[EndCause, type[Rejected]]] = {
+END_REASONS: Final[dict[EndCause, type[Rejected]]] = {
     EndCause.EXPIRED: CredentialExpired,
     EndCause.ROTATED: CredentialRotated,
     EndCause.REVOKED: CredentialRevoked,
@@ -60,7 +60,7 @@ def judge_standing(standing: Standing, now: Instant) -> type[Rejected] | None:
     if standing.end_cause is EndCause.REVOKED:
         return CredentialRevoked  # at once and for good: a clock that is set back brings no revoked key to life
     if standing.ends_at is not None and now >= standing.ends_at:
-        return _END_REASONS[standing.end_cause or EndCause.REVOKED]
+        return END_REASONS[standing.end_cause or EndCause.REVOKED]
     if standing.company_gone or standing.partner_status is PartnerStatus.DEACTIVATED:
         return CredentialRevoked
     if standing.partner_status is PartnerStatus.SUSPENDED:

@@ -5,6 +5,7 @@ Everything that is particular to SQLite stands here, so that the verbs need not 
 - a transaction that writes begins with ``BEGIN IMMEDIATE``: whoever has begun is alone, and what a verb has read stays true
   until it commits. Where other databases lock rows (``FOR UPDATE``), SQLAlchemy leaves the clause out here;
 - WAL and ``synchronous=FULL``: a commit returns when its frames are on the disk;
+- a transaction that has appended to the change sequence rings the bell (``store/bell.py``) before its caller hears of it;
 - after any fault the connections are thrown away: what a failed fsync has left in a page cache is not to be trusted.
 """
 
@@ -21,12 +22,16 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NotSupportedEr
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from gatelodge.errors import Unavailable
+from gatelodge_server.store.bell import Bell
+from gatelodge_server.store.trail import LAST_CHANGE
 
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 
 LOCK_TIMEOUT: Final = 5.0
 """Seconds for which a writer waits for the writer of another process."""
+UPGRADE_TIMEOUT: Final = 60.0
+"""The same, for whoever starts while others upgrade the schema."""
 _READERS: Final = 2
 _MISTAKES: Final = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
 _PRAGMAS: Final = (
@@ -39,14 +44,16 @@ _PRAGMAS: Final = (
 )
 
 
-def sqlite_engine(path: Path, *, begin: str = "BEGIN IMMEDIATE", readers: int = 1) -> Engine:
-    """An engine over the file at ``path`` whose transactions begin with ``begin``."""
+def sqlite_engine(
+    path: Path, *, begin: str = "BEGIN IMMEDIATE", readers: int = 1, lock_timeout: float = LOCK_TIMEOUT
+) -> Engine:
+    """An engine over the file at ``path`` whose transactions begin with ``begin``. ``lock_timeout`` is in seconds."""
     engine = create_engine(
         URL.create("sqlite", database=str(path)),
         pool_size=readers,
         max_overflow=0,
         hide_parameters=True,  # no value of a row in an error or a log
-        connect_args={"timeout": LOCK_TIMEOUT, "check_same_thread": False},
+        connect_args={"timeout": lock_timeout, "check_same_thread": False},
     )
 
     def on_connect(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
@@ -71,6 +78,11 @@ class SqliteDriver:
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="store-write")
         self._reading = ThreadPoolExecutor(_READERS, thread_name_prefix="store-read")
         self._on_fault = on_fault
+        self._bell = Bell(path.with_name(path.name + "-bell"))
+
+    def bell(self) -> int:
+        """What the bell rang last."""
+        return self._bell()
 
     async def write(
         self,
@@ -99,8 +111,14 @@ class SqliteDriver:
         **kwargs: Arguments.kwargs,
     ) -> Result:
         def transaction() -> Result:
-            with self._faults(engine), engine.begin() as connection:
-                return verb(connection, *args, **kwargs)
+            with self._faults(engine), engine.connect() as connection:
+                connection.info.pop(LAST_CHANGE, None)
+                with connection.begin():
+                    outcome = verb(connection, *args, **kwargs)
+                sequence = connection.info.pop(LAST_CHANGE, None)
+            if sequence is not None:
+                self._bell.ring(sequence)
+            return outcome
 
         return await asyncio.get_running_loop().run_in_executor(pool, transaction)
 
@@ -121,3 +139,4 @@ class SqliteDriver:
             await asyncio.to_thread(pool.shutdown)
         for engine in (self._reader, self._writer):
             engine.dispose()
+        self._bell.close()

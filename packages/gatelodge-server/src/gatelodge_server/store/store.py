@@ -61,6 +61,10 @@ class Driver(Protocol):
         """Run ``verb``, which only reads. Raises ``Unavailable``."""
         ...
 
+    def bell(self) -> int:
+        """A number that has become another once a change is committed, before ``write`` returns."""
+        ...
+
     async def close(self) -> None:
         """Finish what has begun and let go."""
         ...
@@ -177,6 +181,12 @@ class SqlStore:
 
     async def list_changes(self, *, after: int, limit: int) -> Sequence[Change]:
         return await self._driver.read(trail.list_changes, after, limit)
+
+    async def last_change(self) -> int:
+        return await self._driver.read(trail.last_change)
+
+    def bell(self) -> int:
+        return self._driver.bell()
 
     async def forget_replays(self, *, now: Instant) -> None:
         await self._driver.write(trail.forget_replays, now)

@@ -1,17 +1,23 @@
 """The change sequence and the audit trail: appended to by every verb that changes what others may rely on."""
 
 from collections.abc import Sequence
+from typing import Final
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from gatelodge_server.core.model import DAY, AuditEvent, Change, Instant
 from gatelodge_server.store.tables import audit, change, replay
+
+LAST_CHANGE: Final = "gatelodge.last_change"
+"""Under this name a transaction leaves the last step that it has appended, for the driver to ring the bell with."""
 
 
 def append_change(connection: Connection, kind: str, subject: str, now: Instant) -> int:
     """Append a step to the change sequence; its number."""
     step = connection.execute(insert(change).values(kind=kind, subject=subject, at=now).returning(change.c.sequence))
-    return int(step.scalar_one())
+    sequence = int(step.scalar_one())
+    connection.info[LAST_CHANGE] = sequence
+    return sequence
 
 
 def append_audit(
@@ -46,6 +52,11 @@ def list_changes(connection: Connection, after: int, limit: int) -> Sequence[Cha
     query = select(change.c.sequence, change.c.kind, change.c.subject, change.c.at)
     query = query.where(change.c.sequence > after).order_by(change.c.sequence).limit(limit)
     return [Change(*row) for row in connection.execute(query)]
+
+
+def last_change(connection: Connection) -> int:
+    """The last step of the change sequence."""
+    return int(connection.execute(select(func.coalesce(func.max(change.c.sequence), 0))).scalar_one())
 
 
 def forget_replays(connection: Connection, now: Instant) -> None:

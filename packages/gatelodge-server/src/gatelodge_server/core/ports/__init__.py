@@ -44,10 +44,11 @@ from gatelodge_server.core.ports.sessions import (
 )
 from gatelodge_server.core.ports.signing import SigningKeyStore
 from gatelodge_server.core.ports.tokens import TokenStore
-from gatelodge_server.core.ports.trail import TrailStore
+from gatelodge_server.core.ports.trail import Bell, TrailStore
 
 __all__ = [
     "Advanced",
+    "Bell",
     "Challenge",
     "CompanyOutcome",
     "CompanyStore",
@@ -104,6 +105,7 @@ class Store(
     QuotaStore,
     RegistrationStore,
     TrailStore,
+    Bell,
     Protocol,
 ):
     """All of it: what a backend provides."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from gatelodge_server.core.model import Instant, SigningKey
+from gatelodge_server.core.model import Duration, Instant, SigningKey
 from gatelodge_server.core.ports.common import Done, Refused
 
 
@@ -15,13 +15,15 @@ class SigningKeyStore(Protocol):
         ...
 
     async def establish_signing_keys(self, first: Sequence[SigningKey], *, now: Instant) -> Sequence[SigningKey]:
-        """Store ``first`` unless there are keys of their purpose; the keys that there are then.
+        """Store ``first`` unless there are keys of their purpose; the keys of that purpose that there are then.
 
         Two nodes that start at once agree.
         """
         ...
 
-    async def rotate_signing_keys(self, candidate: SigningKey, *, lead: int, life: int, now: Instant, by: str) -> Done:
+    async def rotate_signing_keys(
+        self, candidate: SigningKey, *, lead: Duration, life: Duration | None, now: Instant, by: str
+    ) -> Done:
         """Let the next key sign (``signing.plan_rotation``) and publish ``candidate``, of the same purpose, as the new next."""
         ...
 
@@ -30,9 +32,15 @@ class SigningKeyStore(Protocol):
         ...
 
     async def retire_unneeded_keys(self, *, now: Instant) -> Sequence[str]:
-        """Withdraw keys for access tokens that no longer sign and that no live token needs; their `kid`s."""
+        """Withdraw keys for access tokens that no longer sign and that no live token needs (``signing.plan_withdrawals``).
+
+        The `kid`s of those that this call has withdrawn: of several nodes that ask at once, each key is one's.
+        """
         ...
 
     async def retire_signing_key(self, kid: str, *, now: Instant, by: str) -> Done | Refused:
-        """Withdraw a key at once (``signing.plan_retirement``), and with it every token that it signed."""
+        """Withdraw a key at once (``signing.plan_retirement``), and with it every token that it signed.
+
+        Refused with ``SigningKeyNotFound``, or ``SigningKeyInUse`` if it is needed.
+        """
         ...

@@ -11,7 +11,10 @@ class TokenStore(Protocol):
     """Where access tokens live: what was issued, not the tokens themselves."""
 
     async def issue_token(self, token: AccessToken, *, by: str) -> Done | Refused:
-        """Store what was issued. Refused with ``PartnerNotFound`` or ``PartnerDeactivated``."""
+        """Store what was issued.
+
+        Refused with ``PartnerNotFound``, ``PartnerDeactivated``, or ``SigningKeyNotFound`` if the key that signed it is gone.
+        """
         ...
 
     async def find_token(self, token_id: str) -> Standing | None:
@@ -35,10 +38,14 @@ class TokenStore(Protocol):
     ) -> Done | Refused:
         """Put ``replacement`` in the place of a live token, which ends at ``ends_at``. The owner is told.
 
-        Refused with ``TokenNotFound``, ``TokenEnded`` (rotated or revoked before) or ``PartnerDeactivated``.
+        Refused with ``TokenNotFound``, ``TokenEnded`` (rotated or revoked before), ``PartnerDeactivated``, or
+        ``SigningKeyNotFound`` if the key that signed the replacement is gone. A suspended partner's token can be replaced.
         """
         ...
 
     async def revoke_token(self, token_id: str, *, now: Instant, by: str) -> Done | Refused:
-        """End a token. Doing it twice is no fault. Refused with ``TokenNotFound``."""
+        """End a token for good, however it was to end or has ended. Doing it twice is no fault.
+
+        Refused with ``TokenNotFound``.
+        """
         ...

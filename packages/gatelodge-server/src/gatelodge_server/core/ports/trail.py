@@ -17,10 +17,22 @@ class TrailStore(Protocol):
         """The change sequence after step ``after``."""
         ...
 
+    async def last_change(self) -> int:
+        """The last step of the change sequence; 0 if there is none."""
+        ...
+
     async def forget_replays(self, *, now: Instant) -> None:
         """Blank what may no longer be asked for again, and drop what is older than a day."""
         ...
 
     async def ping(self) -> None:
         """Return if the store answers; else raise ``Unavailable``."""
+        ...
+
+
+class Bell(Protocol):
+    """Something to look at before what was read is believed: it costs next to nothing."""
+
+    def bell(self) -> int:
+        """A number that has become another once a change has been committed, before anybody is told of the change."""
         ...
