@@ -6,9 +6,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
-from gatelodge_server.core.model import Credential, EndCause, Holder, Instant, PartnerStatus, Standing
+from gatelodge_server.core.model import Credential, EndCause, Holder, Instant, MailKind, PartnerStatus, Standing
 from gatelodge_server.core.ports import Done, Refused
 from gatelodge_server.core.refusals import KeyEnded, KeyNotFound, PartnerDeactivated
+from gatelodge_server.store.outbox import queue_notice
 from gatelodge_server.store.tables import AnyRow, company, credential, partner, replay
 from gatelodge_server.store.trail import append_audit, append_change
 
@@ -143,7 +144,18 @@ def roll_key(
     if standing is None or standing.partner_status is PartnerStatus.DEACTIVATED:
         return Refused(PartnerDeactivated)
     insert_key(connection, replacement)
-    return end_keys(connection, [old], ends_at=ends_at, cause=EndCause.ROTATED, now=now, by=by, detail=replacement.masked)
+    done = end_keys(connection, [old], ends_at=ends_at, cause=EndCause.ROTATED, now=now, by=by, detail=replacement.masked)
+    if old.company_id is None:
+        tell_of_rotation(connection, old, replacement, ends_at=ends_at, now=now, sequence=done.sequence)
+    return done
+
+
+def tell_of_rotation(
+    connection: Connection, old: Credential, replacement: Credential, *, ends_at: Instant, now: Instant, sequence: int
+) -> None:
+    """Tell the owner of a partner's key, in the transaction that replaces it."""
+    facts = {"oldKey": old.masked, "newKey": replacement.masked, "endsAt": str(ends_at)}
+    queue_notice(connection, MailKind.KEY_ROTATED, old.partner_id, facts, now=now, sequence=sequence)
 
 
 def revoke_key(connection: Connection, key_id: str, now: Instant, by: str) -> Done | Refused:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from gatelodge_server.core.model import Credential, Instant, Origin, Partner, PartnerStatus
+from gatelodge_server.core.model import Credential, Instant, MailKind, Origin, Partner, PartnerStatus
 from gatelodge_server.core.ports import Done, Refused
 from gatelodge_server.core.refusals import PartnerDeactivated, PartnerIdTaken, PartnerNotFound, TierNotFound
 from gatelodge_server.store.keys import insert_key
+from gatelodge_server.store.outbox import queue_notice
 from gatelodge_server.store.tables import AnyRow, partner, tier
 from gatelodge_server.store.trail import append_audit, append_change
 
@@ -77,4 +78,7 @@ def set_partner_status(connection: Connection, partner_id: str, status: PartnerS
     )
     action = f"partner.{status.value}"
     append_audit(connection, action, now=now, by=by, subject=partner_id, partner_id=partner_id)
-    return Done(append_change(connection, "partner", partner_id, now))
+    sequence = append_change(connection, "partner", partner_id, now)
+    if status is PartnerStatus.DEACTIVATED and row.status != PartnerStatus.DEACTIVATED:
+        queue_notice(connection, MailKind.DEACTIVATED, partner_id, {}, now=now, sequence=sequence)
+    return Done(sequence)

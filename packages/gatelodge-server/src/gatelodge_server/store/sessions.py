@@ -19,7 +19,7 @@ from sqlalchemy import (
 
 from gatelodge.errors import InvalidCredential
 from gatelodge_server.core.credentials import judge_key
-from gatelodge_server.core.model import Instant, PartnerStatus, Session, SessionEnd
+from gatelodge_server.core.model import Instant, MailKind, PartnerStatus, Session, SessionEnd
 from gatelodge_server.core.ports import (
     Advanced,
     Condemned,
@@ -34,6 +34,7 @@ from gatelodge_server.core.ports import (
 )
 from gatelodge_server.core.sessions import judge_refresh
 from gatelodge_server.store.keys import STANDING_COLUMNS, WITH_HOLDER, note_first_use, read_presented, standing_of
+from gatelodge_server.store.outbox import queue_notice
 from gatelodge_server.store.tables import AnyRow, credential, partner, session
 from gatelodge_server.store.trail import append_audit, append_change
 
@@ -158,7 +159,9 @@ def advance_sessions(connection: Connection, attempts: Sequence[RefreshAttempt])
             changed[attempt.session_id] = outcome.session
             found[attempt.session_id] = SessionStanding(outcome.session, state.standing)
             if isinstance(outcome, Condemned):
-                _announce_end(connection, found[attempt.session_id], by="session")
+                sequence = _announce_end(connection, found[attempt.session_id], by="session")
+                if outcome.session.end_cause is SessionEnd.REUSE:
+                    _tell_of_reuse(connection, found[attempt.session_id], now=attempt.now, sequence=sequence)
         outcomes.append(outcome)
     if changed:
         connection.execute(_WRITE, [_row_of(moved) for moved in changed.values()])
@@ -183,6 +186,13 @@ def _announce_end(connection: Connection, ended: SessionStanding, by: str) -> in
     partner_id = ended.standing.holder.partner_id
     append_audit(connection, f"session.{cause.value}", now=now, by=by, subject=subject, partner_id=partner_id)
     return append_change(connection, "session", subject, now)
+
+
+def _tell_of_reuse(connection: Connection, ended: SessionStanding, *, now: Instant, sequence: int) -> None:
+    key_id, started_at = ended.session.credential_id, ended.session.started_at
+    masked = connection.execute(select(credential.c.masked).where(credential.c.id == key_id)).scalar_one()
+    facts = {"key": masked, "startedAt": str(started_at)}
+    queue_notice(connection, MailKind.SESSION_REUSED, ended.standing.holder.partner_id, facts, now=now, sequence=sequence)
 
 
 def find_sessions(connection: Connection, session_ids: Sequence[bytes]) -> list[SessionStanding | None]:
