@@ -8,9 +8,10 @@ from backends import SqliteBackend
 from given import Clock
 
 from gatelodge_server.app import slug_of
+from gatelodge_server.core.access_tokens import AccessTokens
 from gatelodge_server.core.companies import Companies
 from gatelodge_server.core.credentials import Credentials
-from gatelodge_server.core.model import DAY, HOUR
+from gatelodge_server.core.model import DAY, HOUR, KeyPurpose
 from gatelodge_server.core.partners import NewPartner, Partners
 from gatelodge_server.core.refresh_tokens import RefreshTokens
 from gatelodge_server.core.sessions import SessionLifetimes, Sessions
@@ -53,6 +54,8 @@ class Lodge:
     companies: Companies
     refresh_tokens: RefreshTokens
     signing_keys: SigningKeys
+    access_keys: SigningKeys
+    access_tokens: AccessTokens
     sessions: Sessions
 
     async def new_partner(self, name="Acme Motors"):
@@ -72,9 +75,13 @@ async def lodge(tmp_path, vault):
     sql_store = backend.open()
     store, clock, monotonic = Line(sql_store), Clock(), Clock(1_000.0)
     credentials = Credentials(store=store, clock=clock, entropy=os.urandom, brand="gatelodge", environment="uat")
-    signing_keys = SigningKeys(store=store, sealer=vault, clock=clock, monotonic=monotonic, jwt_ttl=LIFETIMES.jwt_ttl)
+    signing_keys, access_keys = (
+        SigningKeys(purpose=purpose, store=store, sealer=vault, clock=clock, monotonic=monotonic, jwt_ttl=jwt_ttl)
+        for purpose, jwt_ttl in ((KeyPurpose.SESSION, LIFETIMES.jwt_ttl), (KeyPurpose.ACCESS, None))
+    )
     refresh_tokens = RefreshTokens(brand="gatelodge", environment="uat", make_mac=vault.make_mac, check_mac=vault.check_mac)
     await signing_keys.establish()
+    await access_keys.establish()
     yield Lodge(
         backend=backend,
         store=store,
@@ -88,6 +95,16 @@ async def lodge(tmp_path, vault):
         ),
         refresh_tokens=refresh_tokens,
         signing_keys=signing_keys,
+        access_keys=access_keys,
+        access_tokens=AccessTokens(
+            store=store,
+            signing_keys=access_keys,
+            clock=clock,
+            entropy=os.urandom,
+            issuer=ISSUER,
+            audience=AUDIENCE,
+            environment="uat",
+        ),
         sessions=Sessions(
             store=store,
             credentials=credentials,

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from gatelodge.errors import Unavailable
 from gatelodge.tokens import read_unverified
-from gatelodge_server.core.model import DAY, HOUR, MINUTE, SigningKey
+from gatelodge_server.core.model import DAY, HOUR, MINUTE, KeyPurpose, SigningKey
 from gatelodge_server.core.refusals import SigningKeyInUse, SigningKeyNotFound
 from gatelodge_server.core.signing import KEY_SET_MAX_AGE, RING_MAX_AGE, SigningKeys, plan_retirement, plan_rotation
 from gatelodge_server.vault import MasterKeys, Vault
@@ -67,13 +67,13 @@ def test_a_rotation_under_way_is_not_overtaken():
     [([CURRENT, NEXT], "current"), ([CURRENT, NEXT], "next"), ([CURRENT, changed(NEXT, signs_from=START + 1)], "next")],
 )
 def test_the_only_key_that_could_sign_is_not_withdrawn(keys, kid):
-    assert plan_retirement(keys, kid, now=START) is None
+    assert plan_retirement(keys, kid, live_tokens=0, now=START) is None
 
 
 def test_a_withdrawn_current_key_is_followed_at_once():
     current = changed(CURRENT, signs_until=START + LEAD, gone_at=START + LEAD + LIFE)
     pending = changed(NEXT, signs_from=START + LEAD)
-    assert plan_retirement([current, pending], "current", now=START + 1) == [
+    assert plan_retirement([current, pending], "current", live_tokens=0, now=START + 1) == [
         changed(current, signs_until=START + 1, gone_at=START + 1),
         changed(pending, signs_from=START + 1),
     ]
@@ -81,8 +81,8 @@ def test_a_withdrawn_current_key_is_followed_at_once():
 
 def test_a_withdrawn_retiring_key_is_gone_and_one_that_is_gone_stays_as_it_is():
     retiring = changed(CURRENT, signs_until=START + 5, gone_at=START + LIFE)
-    assert plan_retirement([retiring, NEXT], "current", now=START + 6) == [changed(retiring, gone_at=START + 6)]
-    assert plan_retirement([retiring, NEXT], "current", now=START + LIFE) == []
+    assert plan_retirement([retiring, NEXT], "current", live_tokens=0, now=START + 6) == [changed(retiring, gone_at=START + 6)]
+    assert plan_retirement([retiring, NEXT], "current", live_tokens=0, now=START + LIFE) == []
 
 
 class Rotations(RuleBasedStateMachine):
@@ -113,7 +113,7 @@ class Rotations(RuleBasedStateMachine):
     @rule(at=st.integers(0, 9))
     def withdraw(self, at):
         kid = list(self.keys)[at % len(self.keys)]
-        plan = plan_retirement(list(self.keys.values()), kid, now=self.now)
+        plan = plan_retirement(list(self.keys.values()), kid, live_tokens=0, now=self.now)
         if plan is not None:
             self.withdrawn.add(kid)
             self.hurried |= {key.kid for key in plan if key.kid != kid}
@@ -219,7 +219,9 @@ async def test_a_reading_is_as_old_as_its_beginning(lodge):
             lodge.monotonic.now += 0.4
             return keys
 
-    keys = SigningKeys(store=Slow(), sealer=lodge.vault, clock=lodge.clock, monotonic=lodge.monotonic, jwt_ttl=DAY)
+    keys = SigningKeys(
+        purpose=KeyPurpose.SESSION, store=Slow(), sealer=lodge.vault, clock=lodge.clock, monotonic=lodge.monotonic, jwt_ttl=DAY
+    )
     await keys.key_set()
     lodge.monotonic.now += 0.6
     before = readings(lodge)
@@ -307,7 +309,14 @@ async def test_without_a_key_that_signs_nothing_is_signed(lodge):
         async def list_signing_keys(self):
             return [key for key in await lodge.store.list_signing_keys() if key.signs_from is None]
 
-    keys = SigningKeys(store=OnlyNext(), sealer=lodge.vault, clock=lodge.clock, monotonic=lodge.monotonic, jwt_ttl=DAY)
+    keys = SigningKeys(
+        purpose=KeyPurpose.SESSION,
+        store=OnlyNext(),
+        sealer=lodge.vault,
+        clock=lodge.clock,
+        monotonic=lodge.monotonic,
+        jwt_ttl=DAY,
+    )
     with pytest.raises(Unavailable):
         await keys.signer(START)
 
@@ -326,6 +335,7 @@ async def test_the_private_half_is_stored_sealed_and_opens_only_as_itself(lodge)
     with pytest.raises(ValueError, match="seal"):
         lodge.vault.open(first.wrapped, label=b"signing-key:" + second.kid.encode())
     stranger = SigningKeys(
+        purpose=KeyPurpose.SESSION,
         store=lodge.store,
         sealer=Vault(MasterKeys((os.urandom(32),)), os.urandom),
         clock=lodge.clock,
@@ -367,6 +377,13 @@ async def test_a_key_that_is_gone_need_not_open_any_more(lodge):
             sealed_long_ago = SigningKey("old", gone.jwk, b"sealed under a key that is no more", 0, 0, 1, 2)
             return [sealed_long_ago, *await lodge.store.list_signing_keys()]
 
-    keys = SigningKeys(store=WithOldKey(), sealer=lodge.vault, clock=lodge.clock, monotonic=lodge.monotonic, jwt_ttl=DAY)
+    keys = SigningKeys(
+        purpose=KeyPurpose.SESSION,
+        store=WithOldKey(),
+        sealer=lodge.vault,
+        clock=lodge.clock,
+        monotonic=lodge.monotonic,
+        jwt_ttl=DAY,
+    )
     assert (await keys.signer(lodge.clock.now)).kid
     assert "old" not in {jwk["kid"] for jwk in await keys.key_set()}

@@ -6,8 +6,8 @@ import pytest
 from given import AROUND, START, a_company, a_key, a_login, a_partner, changed
 
 from gatelodge.errors import CredentialRevoked, CredentialRotated
-from gatelodge_server.core.model import DAY, EndCause, Origin, PartnerStatus
-from gatelodge_server.core.ports import Done, Opened, Refused
+from gatelodge_server.core.model import DAY, HOUR, EndCause, Origin, PartnerStatus
+from gatelodge_server.core.ports import Created, Done, Opened, Refused
 from gatelodge_server.core.refusals import (
     KeyEnded,
     KeyNotFound,
@@ -273,12 +273,30 @@ async def test_revoking_a_key_twice_is_no_fault_and_changes_nothing(store, key):
 
 
 @pytest.mark.parametrize("offset", AROUND)
-async def test_a_key_in_its_overlap_can_be_revoked_before_it_ends(store, key, offset):
+async def test_a_rotated_key_can_be_revoked_whether_it_has_ended_or_not_and_no_clock_brings_it_back(store, key, offset):
     await store.roll_key(key.id, a_key(), ends_at=START + DAY, now=START, by="test")
     now = START + DAY + offset
     await store.revoke_key(key.id, now=now, by="test")
-    reason = CredentialRevoked if offset < 0 else CredentialRotated
-    assert await store.open_session(a_login(key, now=now + 1)) == Refused(reason)
+    assert (await store.get_key(key.id)).ends_at == min(now, START + DAY)
+    for asked_at in (now + 1, START + HOUR, START - DAY):
+        assert await store.open_session(a_login(key, now=asked_at)) == Refused(CredentialRevoked)
+
+
+async def test_the_moment_of_a_rotation_is_kept(store, key):
+    assert (await store.find_key(key.id)).rotated_at is None
+    await store.roll_key(key.id, a_key(), ends_at=START + DAY, now=START + 5, by="test")
+    assert (await store.find_key(key.id)).rotated_at == START + 5
+    await store.revoke_key(key.id, now=START + 9, by="test")
+    assert (await store.find_key(key.id)).rotated_at == START + 5
+
+
+async def test_no_rotation_undoes_a_revocation_that_a_clock_set_back_puts_into_the_future(store, company_key):
+    await store.revoke_key(company_key.id, now=START + DAY, by="test")
+    replacement = a_key(company_id=company_key.company_id)
+    rolled = {"ends_at": START + HOUR, "replay": None, "now": START, "by": "test"}
+    assert isinstance(await store.roll_company_key(company_key.company_id, replacement, **rolled), Created)
+    assert (await store.get_key(company_key.id)).end_cause is EndCause.REVOKED
+    assert await store.open_session(a_login(company_key)) == Refused(CredentialRevoked)
 
 
 async def test_a_key_that_is_not_there_cannot_be_revoked(store, key, backend):

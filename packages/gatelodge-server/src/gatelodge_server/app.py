@@ -15,10 +15,11 @@ from starlette.routing import Route, Router
 
 from gatelodge.tokens import TokenRules
 from gatelodge.verify import Verifier
+from gatelodge_server.core.access_tokens import AccessTokens
 from gatelodge_server.core.companies import Companies
 from gatelodge_server.core.credentials import Credentials
 from gatelodge_server.core.housekeeping import Housekeeping
-from gatelodge_server.core.model import SECOND, Clock, Entropy
+from gatelodge_server.core.model import SECOND, Clock, Entropy, KeyPurpose
 from gatelodge_server.core.partners import Partners
 from gatelodge_server.core.ports import Store
 from gatelodge_server.core.refresh_tokens import RefreshTokens
@@ -66,6 +67,8 @@ class Lodge:
     companies: Companies
     sessions: Sessions
     signing_keys: SigningKeys
+    access_keys: SigningKeys
+    access_tokens: AccessTokens
     close: Callable[[], Awaitable[None]]
 
 
@@ -140,8 +143,9 @@ def assemble(
     """Put the parts together."""
     store = store_of(settings)
     credentials = Credentials(store=store, clock=clock, entropy=entropy, brand=settings.brand, environment=settings.environment)
-    signing_keys = SigningKeys(
-        store=store, sealer=vault, clock=clock, monotonic=time.monotonic, jwt_ttl=settings.lifetimes.jwt_ttl
+    signing_keys, access_keys = (
+        SigningKeys(purpose=purpose, store=store, sealer=vault, clock=clock, monotonic=time.monotonic, jwt_ttl=jwt_ttl)
+        for purpose, jwt_ttl in ((KeyPurpose.SESSION, settings.lifetimes.jwt_ttl), (KeyPurpose.ACCESS, None))
     )
     refresh_tokens = RefreshTokens(
         brand=settings.brand, environment=settings.environment, make_mac=vault.make_mac, check_mac=vault.check_mac
@@ -169,6 +173,16 @@ def assemble(
         companies=Companies(store=store, credentials=credentials, sealer=vault, digester=vault, clock=clock, entropy=entropy),
         sessions=sessions,
         signing_keys=signing_keys,
+        access_keys=access_keys,
+        access_tokens=AccessTokens(
+            store=store,
+            signing_keys=access_keys,
+            clock=clock,
+            entropy=entropy,
+            issuer=settings.public_url,
+            audience=settings.audience,
+            environment=settings.environment,
+        ),
         close=store.close,
     )
 
@@ -205,7 +219,7 @@ def operations_of(lodge: Lodge) -> Sequence[Operation]:
     return [
         *SessionRoutes(sessions=lodge.sessions, guard=guard, attempts=attempts).operations(),
         *CompanyRoutes(companies=lodge.companies, guard=guard).operations(),
-        *MetadataRoutes(store=lodge.store, signing_keys=lodge.signing_keys).operations(),
+        *MetadataRoutes(store=lodge.store, signing_keys=lodge.signing_keys, access_keys=lodge.access_keys).operations(),
     ]
 
 
@@ -222,6 +236,7 @@ def web_app(lodge: Lodge) -> Edge:
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
         await lodge.signing_keys.establish()
+        await lodge.access_keys.establish()
         housekeeping = Housekeeping(store=lodge.store, clock=lodge.clock, on_purged=_log_purge, on_mistake=_log_mistake)
         task = asyncio.create_task(housekeeping.run())
         try:

@@ -116,6 +116,7 @@ def _in_lodge(settings: Settings, work: Callable[[Lodge], Awaitable[Record | Seq
         lodge = assemble(settings, Vault(load_master_keys(settings, os.environ), system_entropy))
         try:
             await lodge.signing_keys.establish()
+            await lodge.access_keys.establish()
             return await work(lodge)
         finally:
             await lodge.close()

@@ -1,6 +1,7 @@
 """Housekeeping: what is over and told to nobody any more is deleted, a little at a time, beside everything else.
 
 A session that has ended is kept for a day, so that its holder can be told why. ``store/sessions.py`` decides which are over.
+A key for access tokens is withdrawn when no live token needs it any more: ``signing.plan_withdrawals`` decides which.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ from typing import Final, Protocol
 
 from gatelodge.errors import Unavailable
 from gatelodge_server.core.model import DAY, Clock, Duration
-from gatelodge_server.core.ports import SessionStore, TrailStore
+from gatelodge_server.core.ports import SessionStore, SigningKeyStore, TrailStore
 
 ENDED_SESSIONS_KEPT: Final[Duration] = DAY
 _SLICE: Final = 500
@@ -19,7 +20,7 @@ _REST: Final = 60.0
 """Seconds between two rounds."""
 
 
-class HousekeptStore(SessionStore, TrailStore, Protocol):
+class HousekeptStore(SessionStore, SigningKeyStore, TrailStore, Protocol):
     """What housekeeping needs of a store."""
 
 
@@ -49,6 +50,7 @@ class Housekeeping:
         """Look at every session once; how many were deleted."""
         now = self._clock()
         await self._store.forget_replays(now=now)
+        await self._store.retire_unneeded_keys(now=now)
         deleted, after = 0, None
         while True:
             purged = await self._store.purge_sessions(after=after, limit=_SLICE, ended_before=now - ENDED_SESSIONS_KEPT)

@@ -1,10 +1,13 @@
 """Identifiers and API keys, made from a clock's reading and entropy."""
 
 import base64
+from typing import Final
 from uuid import UUID
 
 from gatelodge.wire import BASE62, KEY_ID_LENGTH, KEY_SECRET_LENGTH, ApiKey, KeyKind
 from gatelodge_server.core.model import Entropy, Instant
+
+ACCESS_TOKEN_ID_LENGTH: Final = 22
 
 
 def uuid7(now: Instant, entropy: Entropy) -> bytes:
@@ -20,8 +23,16 @@ def company_id(now: Instant, entropy: Entropy) -> UUID:
 
 
 def token_id(entropy: Entropy) -> str:
-    """A `jti`: 128 random bits as 22 characters of base64url."""
+    """The `jti` of a session JWT: 128 random bits as 22 characters of base64url."""
     return base64.urlsafe_b64encode(entropy(16))[:22].decode("ascii")
+
+
+def access_token_id(entropy: Entropy) -> str:
+    """The id of an access token, its `jti`: 131 random bits as 22 characters of Base62.
+
+    It is typed as an argument of commands, so it never begins with a hyphen.
+    """
+    return _base62(ACCESS_TOKEN_ID_LENGTH, entropy)
 
 
 def api_key(brand: str, environment: str, kind: KeyKind, entropy: Entropy) -> ApiKey:

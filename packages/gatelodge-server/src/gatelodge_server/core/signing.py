@@ -7,6 +7,10 @@ The life of a key, each step an instant of ``model.SigningKey``:
 3. ``signs_until``: *retiring*, in the key set still.
 4. ``gone_at``: out of the key set; by then the last token it signed has expired. Retiring it by hand sets it to now.
 
+There are two rings of keys, one for session JWTs and one for access tokens (``KeyPurpose``), and neither knows the other's: a
+key that gets out of one ring makes no token of the other kind. An access token does not expire, so a key of that ring has no
+``gone_at`` before no live token needs it (``plan_withdrawals``), and cannot be retired by hand until then.
+
 Every node reads the keys from the store and keeps them for at most ``RING_MAX_AGE``; a reading that fails is a 503 and never an
 old key trusted for longer. The other two files: ``store/signing.py``, ``http/metadata.py``.
 """
@@ -27,13 +31,13 @@ from gatelodge.tokens import (
     public_jwk,
     sign_token,
 )
-from gatelodge_server.core.model import MINUTE, Clock, Duration, Instant, SigningKey
+from gatelodge_server.core.model import MINUTE, Clock, Duration, Instant, KeyPurpose, SigningKey
 from gatelodge_server.core.ports import Refused, Sealer, SigningKeyStore
 
 KEY_SET_MAX_AGE: Final[Duration] = 5 * MINUTE
 """How long others may cache the key set, and so how long a key is published before it signs."""
-_GRACE: Final[Duration] = 2 * MINUTE
-"""How much longer than its last token a key stays published: for clocks that differ and for nodes that read late."""
+GRACE: Final[Duration] = 2 * MINUTE
+"""How much longer than it is needed a key stays published: for clocks that differ and for nodes that read late."""
 RING_MAX_AGE: Final = 1.0
 """Seconds, by the monotonic clock, for which a reading of the keys is trusted."""
 _RENEWAL_AGE: Final = 0.5
@@ -50,10 +54,11 @@ class Rotation:
 
 
 def plan_rotation(
-    keys: Sequence[SigningKey], candidate: SigningKey, *, lead: Duration, life: Duration, now: Instant
+    keys: Sequence[SigningKey], candidate: SigningKey, *, lead: Duration, life: Duration | None, now: Instant
 ) -> Rotation:
     """Let the next key sign as soon as every cache can know it, and publish ``candidate`` as the new next.
 
+    ``keys`` are those of one ring. ``life`` is how long the old key stays published; ``None``: until it is withdrawn.
     A rotation that is still to take effect is not overtaken: asking again gives the same one and changes nothing.
     """
     waiting = [key for key in keys if key.state(now) == "next"]
@@ -63,25 +68,47 @@ def plan_rotation(
     successor = waiting[0]
     starts = max(now, successor.published_at + lead)
     changed = [replace(successor, signs_from=starts), candidate]
-    changed += [replace(key, signs_until=starts, gone_at=starts + life) for key in keys if key.state(now) == "current"]
+    gone_at = None if life is None else starts + life
+    changed += [replace(key, signs_until=starts, gone_at=gone_at) for key in keys if key.state(now) == "current"]
     return Rotation(changed, successor.kid, starts)
 
 
-def plan_retirement(keys: Sequence[SigningKey], kid: str, *, now: Instant) -> Sequence[SigningKey] | None:
-    """Withdraw a key at once; ``None`` if that would leave no key to sign with.
+def plan_retirement(keys: Sequence[SigningKey], kid: str, *, live_tokens: int, now: Instant) -> Sequence[SigningKey] | None:
+    """Withdraw a key at once; ``None`` if that would leave no key to sign with, or end ``live_tokens`` access tokens.
 
+    Nobody would be told that these have ended, nor could they be rotated afterwards; so they are rotated or revoked first.
     The current key can go once a rotation is under way: its successor then signs from now, known to every cache or not,
     because whoever withdraws a key does not want another token from it.
     """
     key = next(key for key in keys if key.kid == kid)
     state = key.state(now)
     gone = replace(key, signs_until=min(key.signs_until or now, now), gone_at=now)
-    if state in {"retiring", "gone"}:
-        return [gone] if state == "retiring" else []
+    if state == "gone":
+        return []
+    if live_tokens:
+        return None
+    if state == "retiring":
+        return [gone]
     pending = next((k for k in keys if k.state(now) == "next" and k.signs_from is not None and k.kid != kid), None)
     if state == "next" or pending is None:
         return None
     return [gone, replace(pending, signs_from=now)]
+
+
+def plan_withdrawals(keys: Sequence[SigningKey], live_tokens: Mapping[str, int], *, now: Instant) -> Sequence[SigningKey]:
+    """Withdraw the keys for access tokens that no longer sign and that no live token needs. ``live_tokens``: by `kid`.
+
+    Not before every node has stopped signing with them: an access token that is signed a moment too late could not be issued.
+    """
+    return [
+        replace(key, gone_at=now)
+        for key in keys
+        if key.purpose is KeyPurpose.ACCESS
+        and key.state(now) == "retiring"
+        and key.signs_until is not None
+        and now >= key.signs_until + GRACE
+        and not live_tokens.get(key.kid)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,22 +133,27 @@ class Signer(NamedTuple):
 
 
 class SigningKeys:
-    """Signs session JWTs, and tells others what to verify them with."""
+    """One ring: signs what is of its purpose, and tells others what to verify that with.
+
+    ``jwt_ttl`` is how long the longest-lived token lives that it signs; ``None`` for tokens that do not expire.
+    """
 
     def __init__(
         self,
         *,
+        purpose: KeyPurpose,
         store: SigningKeyStore,
         sealer: Sealer,
         clock: Clock,
         monotonic: Callable[[], float],
-        jwt_ttl: Duration,
+        jwt_ttl: Duration | None,
     ) -> None:
+        self._purpose = purpose
         self._store = store
         self._sealer = sealer
         self._clock = clock
         self._monotonic = monotonic
-        self._life = jwt_ttl + _GRACE
+        self._life = None if jwt_ttl is None else jwt_ttl + GRACE
         self._ring: _Ring | None = None
         self._reading: asyncio.Task[_Ring] | None = None
 
@@ -144,7 +176,7 @@ class SigningKeys:
         raise NotImplementedError
 
     async def find_async(self, kid: str) -> VerificationKey | None:
-        """The key with this id if a live token may be signed with it; the same object for as long as that is so."""
+        """The ring's key with this id if a live token may be signed with it; the same object for as long as that is so."""
         ring = await self._fresh_ring()
         now = self._clock()
         return next((ring.public[kid] for key in ring.keys if key.kid == kid and key.state(now) != "gone"), None)
@@ -154,12 +186,16 @@ class SigningKeys:
         return [json.loads(key.jwk) for key in await self._published()]
 
     async def list_keys(self) -> Sequence[SigningKey]:
-        """Every key that there is, oldest first."""
-        return await self._store.list_signing_keys()
+        """Every key of the ring that there is or was, oldest first."""
+        return [key for key in await self._store.list_signing_keys() if key.purpose is self._purpose]
+
+    async def count_live_tokens(self) -> Mapping[str, int]:
+        """How many access tokens that may still be used each key has signed, by `kid`."""
+        return await self._store.count_live_tokens(now=self._clock())
 
     async def establish(self) -> None:
-        """Make the first current and the first next key, unless there are keys."""
-        if await self._store.list_signing_keys():
+        """Make the ring's first current and its first next key, unless it has keys."""
+        if await self.list_keys():
             return  # the usual case, and it needs no write
         now = self._clock()
         first = [replace(self._make(now), signs_from=now), self._make(now)]
@@ -169,11 +205,11 @@ class SigningKeys:
         """Let the next key sign. It does so at once, or at its ``signs_from`` if caches may not know it yet."""
         now = self._clock()
         await self._store.rotate_signing_keys(self._make(now), lead=KEY_SET_MAX_AGE, life=self._life, now=now, by=by)
-        keys = await self._store.list_signing_keys()
+        keys = await self.list_keys()
         return max((key for key in keys if key.signs_from is not None), key=lambda key: key.signs_from or 0)
 
     async def retire(self, kid: str, *, by: str) -> None:
-        """Withdraw a key, and with it every token that it signed. Raises ``SigningKeyNotFound`` or ``SigningKeyInUse``."""
+        """Withdraw a key of any ring, and with it what it signed. Raises ``SigningKeyNotFound`` or ``SigningKeyInUse``."""
         match await self._store.retire_signing_key(kid, now=self._clock(), by=by):
             case Refused(reason):
                 raise reason
@@ -208,7 +244,7 @@ class SigningKeys:
         read_at = self._monotonic()  # before the reading: what is written during it may not be in it
         now = self._clock()
         # What is gone may be sealed under a master key that is gone too.
-        keys = [key for key in await self._store.list_signing_keys() if key.state(now) != "gone"]
+        keys = [key for key in await self.list_keys() if key.state(now) != "gone"]
         old = self._ring or _Ring((), {}, {}, read_at)
         self._ring = _Ring(
             keys,
@@ -223,7 +259,7 @@ class SigningKeys:
         jwk = public_jwk(private)
         kid = jwk["kid"]
         wrapped = self._sealer.seal(private_key_to_bytes(private), label=_label(kid))
-        return SigningKey(kid, json.dumps(jwk, separators=(",", ":")), wrapped, published_at=now)
+        return SigningKey(kid, json.dumps(jwk, separators=(",", ":")), wrapped, published_at=now, purpose=self._purpose)
 
     def _unwrap(self, key: SigningKey) -> PrivateKey:
         return private_key_from_bytes(self._sealer.open(key.wrapped, label=_label(key.kid)))

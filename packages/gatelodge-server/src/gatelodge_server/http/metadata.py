@@ -31,13 +31,13 @@ class HealthAnswer(msgspec.Struct, frozen=True):
 class MetadataRoutes:
     """The handlers of what needs no credential."""
 
-    def __init__(self, *, store: TrailStore, signing_keys: SigningKeys) -> None:
+    def __init__(self, *, store: TrailStore, signing_keys: SigningKeys, access_keys: SigningKeys) -> None:
         self._store = store
-        self._signing_keys = signing_keys
+        self._rings = (signing_keys, access_keys)
 
     async def key_set(self, call: Call, _: None) -> Answer:
-        """The keys that session JWTs are verified with."""
-        body = KeySetAnswer(await self._signing_keys.key_set())
+        """The keys that session JWTs and access tokens are verified with; the `typ` of a token tells which it is."""
+        body = KeySetAnswer(await self._published())
         tag = b'"' + hashlib.sha256(msgspec.json.encode(body)).hexdigest()[:32].encode("ascii") + b'"'
         caching = f"public, max-age={KEY_SET_MAX_AGE // SECOND}".encode("ascii")
         headers = ((b"cache-control", caching), (b"etag", tag))
@@ -50,10 +50,13 @@ class MetadataRoutes:
         return Answer(HTTPStatus.OK, HealthAnswer("alive"), (_FRESH,))
 
     async def readiness(self, _call: Call, _: None) -> Answer:
-        """The store answers and there is a key to sign with, so the process can take traffic."""
+        """The store answers and there are keys to sign with, so the process can take traffic."""
         await self._store.ping()
-        await self._signing_keys.key_set()
+        await self._published()
         return Answer(HTTPStatus.OK, HealthAnswer("ready"), (_FRESH,))
+
+    async def _published(self) -> list[dict[str, str]]:
+        return [key for ring in self._rings for key in await ring.key_set()]
 
     def operations(self) -> Sequence[Operation]:
         """What is served here."""
@@ -63,7 +66,7 @@ class MetadataRoutes:
                 path="/.well-known/jwks.json",
                 tag="Service",
                 summary="The key set",
-                description="Public keys for verifying session JWTs offline. Cache it; a new key is here before its first use.",
+                description="Public keys for verifying tokens offline. Cache it; a new key is here before its first use.",
                 handler=self.key_set,
                 answers={200: KeySetAnswer, 304: None},
                 refusals=(Unavailable,),

@@ -1,16 +1,20 @@
 """API keys and their standing."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
 
+from gatelodge.errors import InvalidCredential
+from gatelodge_server.core.credentials import judge_key, judge_standing
 from gatelodge_server.core.model import Credential, EndCause, Holder, Instant, MailKind, PartnerStatus, Standing
-from gatelodge_server.core.ports import Done, Refused
-from gatelodge_server.core.refusals import KeyEnded, KeyNotFound, PartnerDeactivated
+from gatelodge_server.core.ports import Done, Refused, Replay, Rolled, RolledBefore
+from gatelodge_server.core.refusals import IdempotencyKeySpent, KeyEnded, KeyNotFound, NotAllowed, PartnerDeactivated
 from gatelodge_server.store.outbox import queue_notice
-from gatelodge_server.store.tables import AnyRow, company, credential, partner, replay
+from gatelodge_server.store.replays import find_replay, keep_replay
+from gatelodge_server.store.tables import AnyRow, company, credential, partner, replay, verification
 from gatelodge_server.store.trail import append_audit, append_change
 
 STANDING_COLUMNS = (
@@ -21,6 +25,7 @@ STANDING_COLUMNS = (
     credential.c.ends_at,
     credential.c.end_cause,
     credential.c.first_used_at,
+    credential.c.rotated_at,
     partner.c.status,
     partner.c.session_epoch,
     partner.c.tier,
@@ -30,6 +35,7 @@ WITH_HOLDER = credential.join(partner, partner.c.id == credential.c.partner_id).
     company, company.c.id == credential.c.company_id
 )
 _STANDINGS = select(*STANDING_COLUMNS).select_from(WITH_HOLDER).where(credential.c.id.in_(bindparam("ids", expanding=True)))
+_IS_NOT_REVOKED = or_(credential.c.end_cause.is_(None), credential.c.end_cause != EndCause.REVOKED.value)
 _PRESENTED = _STANDINGS.where(credential.c.digest.in_(bindparam("digests", expanding=True)))
 CREDENTIALS = select(
     credential.c.id,
@@ -41,12 +47,13 @@ CREDENTIALS = select(
     credential.c.created_at,
     credential.c.ends_at,
     credential.c.end_cause,
+    credential.c.last_used_at,
 )
 
 
 def standing_of(columns: Sequence[Any]) -> Standing:
     """A standing, from the values of ``STANDING_COLUMNS``: by position, since a look-up by name for each would be felt."""
-    id_, partner_id, company_id, digest, ends_at, end_cause, _first_used_at, status, epoch, tier, company_gone_at = columns
+    id_, partner_id, company_id, digest, ends_at, end_cause, _used_at, rotated_at, status, epoch, tier, deleted_at = columns
     return Standing(
         holder=Holder(partner_id, UUID(bytes=company_id) if company_id else None, tier, id_),
         digest=digest,
@@ -54,13 +61,14 @@ def standing_of(columns: Sequence[Any]) -> Standing:
         end_cause=EndCause(end_cause) if end_cause else None,
         partner_status=PartnerStatus(status),
         session_epoch=epoch,
-        company_gone=company_gone_at is not None,
+        company_gone=deleted_at is not None,
+        rotated_at=rotated_at,
     )
 
 
 def credential_of(row: AnyRow) -> Credential:
     """A credential, from a row of ``CREDENTIALS``."""
-    id_, kind, partner_id, company_id, digest, masked, created_at, ends_at, end_cause = row
+    id_, kind, partner_id, company_id, digest, masked, created_at, ends_at, end_cause, last_used_at = row
     return Credential(
         id=id_,
         kind=kind,
@@ -71,6 +79,7 @@ def credential_of(row: AnyRow) -> Credential:
         created_at=created_at,
         ends_at=ends_at,
         end_cause=EndCause(end_cause) if end_cause else None,
+        last_used_at=last_used_at,
     )
 
 
@@ -108,9 +117,15 @@ def insert_key(connection: Connection, key: Credential) -> None:
 
 
 def note_first_use(connection: Connection, key_ids: Sequence[str], now: Instant) -> None:
-    """These keys are used for the first time: whoever made them has them, so no answer needs to be repeated any more."""
-    connection.execute(update(credential).where(credential.c.id.in_(key_ids)).values(first_used_at=now))
-    connection.execute(update(replay).where(replay.c.credential_id.in_(key_ids)).values(sealed=None))
+    """These keys are in use: whoever asked for them has them, so no answer that holds one needs to be repeated any more.
+
+    What has been noted before stays.
+    """
+    is_unused = credential.c.first_used_at.is_(None)
+    connection.execute(update(credential).where(credential.c.id.in_(key_ids), is_unused).values(first_used_at=now))
+    for answers in (replay, verification):
+        is_readable = answers.c.sealed.is_not(None)
+        connection.execute(update(answers).where(answers.c.credential_id.in_(key_ids), is_readable).values(sealed=None))
 
 
 def get_key(connection: Connection, key_id: str) -> Credential | None:
@@ -150,6 +165,49 @@ def roll_key(
     return done
 
 
+def roll_own_key(
+    connection: Connection,
+    key_id: str,
+    digest: bytes,
+    replacement: Credential,
+    ends_at: Instant,
+    asked: Replay | None,
+    now: Instant,
+) -> Rolled | RolledBefore | Refused:
+    """Put a new key in the place of the one that is presented, or say what was put there when the same was asked before."""
+    old = _lock_key(connection, key_id)
+    standing = find_keys(connection, [key_id])[0]
+    if old is None or standing is None or judge_key(standing, digest, now) is InvalidCredential:
+        return Refused(InvalidCredential)  # nothing below is told to anybody who does not hold the key
+    known = _find_own_replay(connection, asked, old.partner_id, now)
+    if known is not None:
+        return known
+    reason = judge_standing(standing, now) or (NotAllowed if old.company_id is not None else None)
+    if reason is None and old.end_cause is EndCause.ROTATED:
+        reason = KeyEnded  # it lives on in an overlap: a second branch would outlive the one that its owner knows of
+    if reason is not None:
+        return Refused(reason)
+    fresh, by = replace(replacement, partner_id=old.partner_id), f"partner:{old.partner_id}"
+    note_first_use(connection, [key_id], now)
+    insert_key(connection, fresh)
+    keep_replay(connection, asked, fresh)
+    done = end_keys(connection, [old], ends_at=ends_at, cause=EndCause.ROTATED, now=now, by=by, detail=fresh.masked)
+    tell_of_rotation(connection, old, fresh, ends_at=ends_at, now=now, sequence=done.sequence)
+    return Rolled(old.partner_id, done.sequence)
+
+
+def _find_own_replay(
+    connection: Connection, asked: Replay | None, partner_id: str, now: Instant
+) -> RolledBefore | Refused | None:
+    known = find_replay(connection, asked, now)
+    if known is None or isinstance(known, Refused):
+        return known
+    made = find_keys(connection, [known.credential_id])[0]
+    if made is None or judge_standing(made, now) is not None:
+        return Refused(IdempotencyKeySpent)  # a key that lets nobody in is not worth telling
+    return RolledBefore(partner_id, known.sealed)
+
+
 def tell_of_rotation(
     connection: Connection, old: Credential, replacement: Credential, *, ends_at: Instant, now: Instant, sequence: int
 ) -> None:
@@ -176,12 +234,21 @@ def end_keys(
     by: str,
     detail: str = "",
 ) -> Done:
-    """Let keys end, at the latest at ``ends_at``; what has ended before stays as it ended. A step of the sequence for each."""
+    """Let keys end, at the latest at ``ends_at``; what has ended before ends no later. A step of the sequence for each.
+
+    A revocation is written even where a key has ended already: one that was rotated comes to life again when a clock is set
+    back, one that was revoked never. Nothing overwrites a revocation, not even one that is committed meanwhile.
+    """
     sequence = 0
     for key in keys:
-        if key.ends_at is None or key.ends_at > ends_at:
-            values = {"ends_at": ends_at, "end_cause": cause.value}
-            connection.execute(update(credential).where(credential.c.id == key.id).values(values))
+        is_later = key.ends_at is None or key.ends_at > ends_at
+        values: dict[str, Any] = {"end_cause": cause.value}
+        if is_later:
+            values["ends_at"] = ends_at
+        if cause is EndCause.ROTATED:
+            values["rotated_at"] = func.coalesce(credential.c.rotated_at, now)
+        if is_later or cause is EndCause.REVOKED:
+            connection.execute(update(credential).where(credential.c.id == key.id, _IS_NOT_REVOKED).values(values))
         sequence = append_change(connection, "credential", key.id, now)
         action = f"key.{cause.value}"
         append_audit(connection, action, now=now, by=by, subject=key.id, partner_id=key.partner_id, detail=detail)

@@ -1,12 +1,13 @@
 """The store: every verb of ``core/ports.py``, each one transaction of a driver. The hot ones are micro-batched."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Connection
 
 from gatelodge_server.core.model import (
+    AccessToken,
     AuditEvent,
     Change,
     Company,
@@ -33,7 +34,7 @@ from gatelodge_server.core.ports import (
     Replay,
     SessionStanding,
 )
-from gatelodge_server.store import companies, keys, outbox, partners, sessions, signing, trail
+from gatelodge_server.store import companies, keys, outbox, partners, sessions, signing, tokens, trail
 from gatelodge_server.store.batch import Batch
 
 Result = TypeVar("Result")
@@ -79,6 +80,7 @@ class SqlStore:
         self._advance: Batch[RefreshAttempt, RefreshOutcome] = Batch(lambda all_: driver.write(sessions.advance_sessions, all_))
         self._find: Batch[bytes, SessionStanding | None] = Batch(lambda all_: driver.read(sessions.find_sessions, all_))
         self._find_key: Batch[str, Standing | None] = Batch(lambda all_: driver.read(keys.find_keys, all_))
+        self._find_token: Batch[str, Standing | None] = Batch(lambda all_: driver.read(tokens.find_tokens, all_))
 
     async def close(self) -> None:
         """Finish what has begun and let go of the database."""
@@ -132,6 +134,31 @@ class SqlStore:
     async def revoke_key(self, key_id: str, *, now: Instant, by: str) -> Done | Refused:
         return await self._driver.write(keys.revoke_key, key_id, now, by)
 
+    # access tokens
+
+    async def issue_token(self, token: AccessToken, *, by: str) -> Done | Refused:
+        return await self._driver.write(tokens.issue_token, token, by)
+
+    async def find_token(self, token_id: str) -> Standing | None:
+        return await self._find_token(token_id)
+
+    async def get_token(self, token_id: str) -> AccessToken | None:
+        return await self._driver.read(tokens.get_token, token_id)
+
+    async def list_tokens(self, partner_id: str) -> Sequence[AccessToken]:
+        return await self._driver.read(tokens.list_tokens, partner_id)
+
+    async def list_token_versions(self, lineage_id: str) -> Sequence[AccessToken]:
+        return await self._driver.read(tokens.list_token_versions, lineage_id)
+
+    async def roll_token(
+        self, token_id: str, replacement: AccessToken, *, ends_at: Instant, now: Instant, by: str
+    ) -> Done | Refused:
+        return await self._driver.write(tokens.roll_token, token_id, replacement, ends_at, now, by)
+
+    async def revoke_token(self, token_id: str, *, now: Instant, by: str) -> Done | Refused:
+        return await self._driver.write(tokens.revoke_token, token_id, now, by)
+
     # companies
 
     async def create_company(self, company: Company, key: Credential, *, replay: Replay | None, by: str) -> CompanyOutcome:
@@ -167,9 +194,15 @@ class SqlStore:
         return await self._driver.write(signing.establish_signing_keys, first, now)
 
     async def rotate_signing_keys(
-        self, candidate: SigningKey, *, lead: Duration, life: Duration, now: Instant, by: str
+        self, candidate: SigningKey, *, lead: Duration, life: Duration | None, now: Instant, by: str
     ) -> Done:
         return await self._driver.write(signing.rotate_signing_keys, candidate, lead, life, now, by)
+
+    async def count_live_tokens(self, *, now: Instant) -> Mapping[str, int]:
+        return await self._driver.read(tokens.count_live_tokens, now)
+
+    async def retire_unneeded_keys(self, *, now: Instant) -> Sequence[str]:
+        return await self._driver.write(signing.retire_unneeded_keys, now)
 
     async def retire_signing_key(self, kid: str, *, now: Instant, by: str) -> Done | Refused:
         return await self._driver.write(signing.retire_signing_key, kid, now, by)
