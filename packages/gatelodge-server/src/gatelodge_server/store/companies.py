@@ -1,4 +1,4 @@
-"""Companies, and the replay records of answers that held one of their keys."""
+"""Companies and their keys."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -10,8 +10,9 @@ from sqlalchemy.exc import IntegrityError
 from gatelodge_server.core.companies import canonical_tax_number
 from gatelodge_server.core.model import Company, CompanyDetails, Credential, EndCause, Instant
 from gatelodge_server.core.ports import CompanyOutcome, Created, Done, Refused, Replay, Replayed
-from gatelodge_server.core.refusals import CompanyExists, CompanyNotFound, IdempotencyKeyReused, IdempotencyKeySpent
+from gatelodge_server.core.refusals import CompanyExists, CompanyNotFound
 from gatelodge_server.store.keys import CREDENTIALS, credential_of, end_keys, insert_key
+from gatelodge_server.store.replays import find_replay, keep_replay
 from gatelodge_server.store.tables import AnyRow, company, credential, replay
 from gatelodge_server.store.trail import append_audit, append_change
 
@@ -27,32 +28,10 @@ def _company_of(row: AnyRow) -> Company:
 
 
 def _find_replay(connection: Connection, asked: Replay | None, now: Instant) -> Replayed | Refused | None:
-    if asked is None:
-        return None
-    query = select(replay.c.fingerprint, replay.c.company_id, replay.c.sealed, replay.c.readable_until)
-    row = connection.execute(query.where(replay.c.id == asked.id)).one_or_none()
-    if row is None:
-        return None
-    if row.fingerprint != asked.fingerprint:
-        return Refused(IdempotencyKeyReused)
-    if row.sealed is None or now >= row.readable_until:
-        return Refused(IdempotencyKeySpent)
-    return Replayed(UUID(bytes=row.company_id), row.sealed)
-
-
-def _keep_replay(connection: Connection, asked: Replay | None, key: Credential, company_id: UUID) -> None:
-    if asked is not None:
-        connection.execute(
-            insert(replay),
-            {
-                "id": asked.id,
-                "fingerprint": asked.fingerprint,
-                "credential_id": key.id,
-                "company_id": company_id.bytes,
-                "sealed": asked.sealed,
-                "readable_until": asked.readable_until,
-            },
-        )
+    known = find_replay(connection, asked, now)
+    if known is None or isinstance(known, Refused):
+        return known
+    return Replayed(UUID(bytes=known.company_id), known.sealed)
 
 
 def create_company(connection: Connection, new: Company, key: Credential, asked: Replay | None, by: str) -> CompanyOutcome:
@@ -73,7 +52,7 @@ def create_company(connection: Connection, new: Company, key: Credential, asked:
     except IntegrityError:
         return Refused(CompanyExists)
     insert_key(connection, key)
-    _keep_replay(connection, asked, key, new.id)
+    keep_replay(connection, asked, key)
     now, subject = new.created_at, str(new.id)
     append_audit(connection, "company.created", now=now, by=by, subject=subject, partner_id=new.partner_id, detail=key.masked)
     return Created(new.id, append_change(connection, "company", subject, now))
@@ -111,7 +90,7 @@ def roll_company_key(
         return Refused(CompanyNotFound)
     live = _keys_alive(connection, company_id, ends_at)
     insert_key(connection, replacement)
-    _keep_replay(connection, asked, replacement, company_id)
+    keep_replay(connection, asked, replacement)
     detail = replacement.masked
     end_keys(connection, live, ends_at=ends_at, cause=EndCause.ROTATED, now=now, by=by, detail=detail)
     return Created(company_id, append_change(connection, "company", str(company_id), now))

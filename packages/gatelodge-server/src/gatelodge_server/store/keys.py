@@ -182,11 +182,13 @@ def roll_own_key(
     known = _find_own_replay(connection, asked, old.partner_id, now)
     if known is not None:
         return known
-    reason = judge_standing(standing, now) or (NotAllowed if old.company_id is not None else None)
-    if reason is None and old.end_cause is EndCause.ROTATED:
-        reason = KeyEnded  # it lives on in an overlap: a second branch would outlive the one that its owner knows of
+    reason = judge_standing(standing, now)
     if reason is not None:
         return Refused(reason)
+    if old.company_id is not None:
+        return Refused(NotAllowed)
+    if old.end_cause is EndCause.ROTATED:
+        return Refused(KeyEnded)  # it lives on in an overlap, and has its one successor
     fresh, by = replace(replacement, partner_id=old.partner_id), f"partner:{old.partner_id}"
     note_first_use(connection, [key_id], now)
     insert_key(connection, fresh)

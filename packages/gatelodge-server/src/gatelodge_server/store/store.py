@@ -21,20 +21,30 @@ from gatelodge_server.core.model import (
     Standing,
 )
 from gatelodge_server.core.ports import (
+    Challenge,
     CompanyOutcome,
+    Confirmation,
+    Confirmed,
     Done,
     LoginAttempt,
     Mail,
+    MailLimits,
     MailOutcome,
     Opened,
     Purged,
+    Recovery,
     RefreshAttempt,
     RefreshOutcome,
     Refused,
+    Registrant,
+    Registration,
     Replay,
+    Rolled,
+    RolledBefore,
     SessionStanding,
 )
 from gatelodge_server.store import companies, keys, outbox, partners, sessions, signing, tokens, trail
+from gatelodge_server.store import registration as registrations
 from gatelodge_server.store.batch import Batch
 
 Result = TypeVar("Result")
@@ -130,6 +140,18 @@ class SqlStore:
         self, key_id: str, replacement: Credential, *, ends_at: Instant, now: Instant, by: str
     ) -> Done | Refused:
         return await self._driver.write(keys.roll_key, key_id, replacement, ends_at, now, by)
+
+    async def roll_own_key(
+        self,
+        key_id: str,
+        digest: bytes,
+        replacement: Credential,
+        *,
+        ends_at: Instant,
+        replay: Replay | None,
+        now: Instant,
+    ) -> Rolled | RolledBefore | Refused:
+        return await self._driver.write(keys.roll_own_key, key_id, digest, replacement, ends_at, replay, now)
 
     async def revoke_key(self, key_id: str, *, now: Instant, by: str) -> Done | Refused:
         return await self._driver.write(keys.revoke_key, key_id, now, by)
@@ -229,6 +251,21 @@ class SqlStore:
 
     # mails
 
+    async def begin_registration(self, registration: Registration, *, limits: MailLimits, recovery: Recovery) -> None:
+        await self._driver.write(registrations.begin_registration, registration, limits, recovery)
+
+    async def claim_attempt(self, address: str, *, now: Instant) -> Challenge | None:
+        return await self._driver.write(registrations.claim_attempt, address, now)
+
+    async def confirm_registration(self, confirmation: Confirmation) -> Confirmed | Refused:
+        return await self._driver.write(registrations.confirm_registration, confirmation)
+
+    async def repeat_confirmation(self, address: str, challenge: Challenge, *, now: Instant) -> Confirmed | Refused:
+        return await self._driver.write(registrations.repeat_confirmation, address, challenge, now)
+
+    async def find_registrant(self, partner_id: str) -> Registrant | None:
+        return await self._driver.read(registrations.find_registrant, partner_id)
+
     async def claim_mails(self, *, limit: int, now: Instant, until: Instant) -> Sequence[Mail]:
         return await self._driver.write(outbox.claim_mails, limit, now, until)
 
@@ -236,4 +273,4 @@ class SqlStore:
         await self._driver.write(outbox.settle_mail, mail_id, outcome, now)
 
     async def purge_mails(self, *, ended_before: Instant, now: Instant) -> None:
-        await self._driver.write(outbox.purge_mails, ended_before, now)
+        await self._driver.write(registrations.purge_mails_and_codes, ended_before, now)

@@ -6,7 +6,7 @@ from typing import Final
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from gatelodge_server.core.model import DAY, AuditEvent, Change, Instant
-from gatelodge_server.store.tables import audit, change, replay
+from gatelodge_server.store.tables import audit, change, replay, verification
 
 LAST_CHANGE: Final = "gatelodge.last_change"
 """Under this name a transaction leaves the last step that it has appended, for the driver to ring the bell with."""
@@ -63,6 +63,8 @@ def forget_replays(connection: Connection, now: Instant) -> None:
     """Blank the sealed keys whose time is over; drop records that are older than a day."""
     over = replay.c.readable_until <= now
     connection.execute(update(replay).where(over, replay.c.sealed.is_not(None)).values(sealed=None))
+    is_readable = verification.c.sealed.is_not(None)
+    connection.execute(update(verification).where(verification.c.expires_at <= now, is_readable).values(sealed=None))
     connection.execute(delete(replay).where(replay.c.readable_until <= now - DAY))
 
 
