@@ -43,9 +43,10 @@ def test_a_refusal_says_one_thing_and_takes_nothing_to_repeat(kind):
 def test_the_public_surface_is_this_and_no_more():
     assert gatelodge.__all__ == sorted(gatelodge.__all__)
     assert set(gatelodge.__all__) == {
-        "ApiKey", "Caller", "CredentialExpired", "CredentialRevoked", "CredentialRotated", "InvalidCredential", "Keys",
-        "KeysUnavailable", "PartnerMismatch", "PartnerSuspended", "Rejected", "RemoteKeys", "StaticKeys", "TokenRules",
-        "VerificationKey", "Verifier", "WrongEnvironment", "https_fetch",
+        "AccessRing", "ApiKey", "Caller", "CredentialExpired", "CredentialRevoked", "CredentialRotated", "Fault", "Gate",
+        "Grant", "InvalidCredential", "Keys", "KeysUnavailable", "PartnerMismatch", "PartnerSuspended", "QuotaExceeded",
+        "Records", "Rejected", "RemoteKeys", "StaticKeys", "TokenRules", "Unavailable", "VerificationKey", "Verifier",
+        "WrongEnvironment", "caller_of", "https_fetch",
     }  # fmt: skip
     assert all(hasattr(gatelodge, name) for name in gatelodge.__all__)
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, TypedDict
 
 from slugify import slugify
 from sqlalchemy import Engine
@@ -14,15 +15,18 @@ from sqlalchemy.exc import DBAPIError
 from starlette.routing import Route, Router
 
 from gatelodge.tokens import TokenRules
-from gatelodge.verify import Verifier
+from gatelodge.verify import AccessRing, Verifier
 from gatelodge_server.core.access_tokens import AccessTokens
 from gatelodge_server.core.companies import Companies
 from gatelodge_server.core.credentials import Credentials
+from gatelodge_server.core.following import ChangeFollower
 from gatelodge_server.core.housekeeping import Housekeeping
 from gatelodge_server.core.model import SECOND, Clock, Entropy, KeyPurpose
 from gatelodge_server.core.partners import Partners
 from gatelodge_server.core.ports import Store
+from gatelodge_server.core.records import StoreRecords
 from gatelodge_server.core.refresh_tokens import RefreshTokens
+from gatelodge_server.core.secrets import Secret
 from gatelodge_server.core.sessions import Sessions
 from gatelodge_server.core.signing import SigningKeys
 from gatelodge_server.http import problems
@@ -35,6 +39,9 @@ from gatelodge_server.http.openapi import pages
 from gatelodge_server.http.operation import Operation
 from gatelodge_server.http.sessions import SessionRoutes
 from gatelodge_server.log import log
+from gatelodge_server.mail.letters import Composer
+from gatelodge_server.mail.mailer import Mailer
+from gatelodge_server.mail.transports import DirectoryTransport, Login, SmtpTransport, Transport
 from gatelodge_server.settings import Settings
 from gatelodge_server.store.migrate import SchemaTooNew, upgrade
 from gatelodge_server.store.signing import list_signing_keys
@@ -43,6 +50,17 @@ from gatelodge_server.store.store import SqlStore
 from gatelodge_server.vault import MasterKeyFault, MasterKeys, Vault, system_entropy
 
 MASTER_KEY_VARIABLE = "GATELODGE_MASTER_KEY"
+SMTP_PASSWORD_VARIABLE = "GATELODGE_SMTP_PASSWORD"  # noqa: S105 - a variable's name
+
+
+_REMEMBERED: Final = 8_192
+"""How many credentials a process remembers as good: about a kilobyte each."""
+
+
+class _Issuance(TypedDict):
+    issuer: str
+    audience: str
+    other_issuers: frozenset[str]
 
 
 class StartFault(Exception):
@@ -69,6 +87,9 @@ class Lodge:
     signing_keys: SigningKeys
     access_keys: SigningKeys
     access_tokens: AccessTokens
+    follower: ChangeFollower
+    verifier: Verifier
+    mailer: Mailer
     close: Callable[[], Awaitable[None]]
 
 
@@ -78,6 +99,8 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> None:
     Raises ``StartFault``. A master key is made for an empty database only: a database that has lost its key is not opened with
     another.
     """
+    if bool(settings.smtp_user) != (SMTP_PASSWORD_VARIABLE in environ):
+        raise StartFault(f"the setting smtp_user and the variable {SMTP_PASSWORD_VARIABLE} go together")
     try:
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings.database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -139,8 +162,10 @@ def assemble(
     clock: Clock = system_clock,
     entropy: Entropy = system_entropy,
     store_of: Callable[[Settings], SqlStore] = open_store,
+    smtp_password: Secret | None = None,
+    show_mail: Callable[[str], None] | None = None,
 ) -> Lodge:
-    """Put the parts together."""
+    """Put the parts together. ``show_mail`` is shown mails that are kept in files because there is no mail server."""
     store = store_of(settings)
     credentials = Credentials(store=store, clock=clock, entropy=entropy, brand=settings.brand, environment=settings.environment)
     signing_keys, access_keys = (
@@ -163,6 +188,17 @@ def assemble(
         environment=settings.environment,
         lifetimes=settings.lifetimes,
     )
+    follower = ChangeFollower(store=store, monotonic=time.monotonic)
+    verifier = Verifier(
+        signing_keys,
+        TokenRules.for_sessions(**_issuance(settings)),
+        records=StoreRecords(store=store, credentials=credentials, follower=follower, clock=clock),
+        access_ring=AccessRing(access_keys, TokenRules.for_access_tokens(**_issuance(settings))),
+        environment=settings.environment,
+        remembered=_REMEMBERED,
+        clock=lambda: clock() / SECOND,
+    )
+    follower.tell(verifier.forget)
     return Lodge(
         settings=settings,
         store=store,
@@ -183,8 +219,39 @@ def assemble(
             audience=settings.audience,
             environment=settings.environment,
         ),
+        follower=follower,
+        verifier=verifier,
+        mailer=Mailer(
+            store=store,
+            transport=transport_of(settings, smtp_password, show_mail),
+            composer=Composer(sender=settings.mail_from, public_url=settings.public_url, environment=settings.environment),
+            sealer=vault,
+            clock=clock,
+        ),
         close=store.close,
     )
+
+
+def transport_of(settings: Settings, password: Secret | None, show: Callable[[str], None] | None) -> Transport:
+    """Where mails go."""
+    if settings.smtp is None:
+        return DirectoryTransport(settings.data / "outbox", show=show or (lambda _: None))
+    login = Login(settings.smtp_user, password) if settings.smtp_user and password is not None else None
+    return SmtpTransport(settings.smtp, login=login)
+
+
+def smtp_password(environ: Mapping[str, str]) -> Secret | None:
+    """What to log in to the mail server with, if there is anything."""
+    text = environ.get(SMTP_PASSWORD_VARIABLE)
+    return Secret(text) if text is not None else None
+
+
+def _issuance(settings: Settings) -> _Issuance:
+    return {
+        "issuer": settings.public_url,
+        "audience": settings.audience,
+        "other_issuers": settings.other_issuers - {settings.public_url},
+    }
 
 
 def _log_purge(count: int) -> None:
@@ -203,19 +270,8 @@ def slug_of(name: str) -> str:
 
 def operations_of(lodge: Lodge) -> Sequence[Operation]:
     """Everything that is served, in the order of the documentation."""
-    settings = lodge.settings
-    rules = TokenRules.for_sessions(
-        issuer=settings.public_url,
-        audience=settings.audience,
-        other_issuers=settings.other_issuers - {settings.public_url},
-    )
-    guard = Guard(
-        credentials=lodge.credentials,
-        sessions=lodge.sessions,
-        verifier=Verifier(lodge.signing_keys, rules, clock=lambda: lodge.clock() / SECOND),
-        environment=settings.environment,
-    )
-    attempts = Attempts(settings.login_failure_limit)
+    guard = Guard(lodge.verifier)
+    attempts = Attempts(lodge.settings.login_failure_limit)
     return [
         *SessionRoutes(sessions=lodge.sessions, guard=guard, attempts=attempts).operations(),
         *CompanyRoutes(companies=lodge.companies, guard=guard).operations(),
@@ -238,11 +294,15 @@ def web_app(lodge: Lodge) -> Edge:
         await lodge.signing_keys.establish()
         await lodge.access_keys.establish()
         housekeeping = Housekeeping(store=lodge.store, clock=lodge.clock, on_purged=_log_purge, on_mistake=_log_mistake)
-        task = asyncio.create_task(housekeeping.run())
+        tasks = [asyncio.create_task(work.run()) for work in (lodge.follower, housekeeping)]
+        mailing = asyncio.create_task(lodge.mailer.run())
         try:
             yield
         finally:
-            task.cancel()
+            for task in tasks:
+                task.cancel()
+            lodge.mailer.stop()
+            await mailing
             await lodge.close()
 
     routes = [Route(operation.path, operation, methods=[operation.method]) for operation in operations]

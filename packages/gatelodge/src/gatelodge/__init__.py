@@ -1,43 +1,55 @@
 """Verify the credentials of a Gatelodge partner API.
 
-The everyday way in is ``Verifier``, over ``RemoteKeys`` or ``StaticKeys`` and the ``TokenRules`` of one environment;
-every refusal is a ``Rejected``. What is exported here is the public surface; the modules hold more, for the issuing
-side.
+The everyday way in is ``Verifier``, over ``RemoteKeys`` or ``StaticKeys`` and the ``TokenRules`` of one environment, and
+``Gate``, which puts it in front of an ASGI application; every refusal of a credential is a ``Rejected``. What is exported
+here is the public surface; the modules hold more, for the issuing side.
 """
 
 from gatelodge.errors import (
     CredentialExpired,
     CredentialRevoked,
     CredentialRotated,
+    Fault,
     InvalidCredential,
     KeysUnavailable,
     PartnerMismatch,
     PartnerSuspended,
+    QuotaExceeded,
     Rejected,
+    Unavailable,
     WrongEnvironment,
 )
+from gatelodge.gate import Gate, caller_of
 from gatelodge.keyset import Keys, RemoteKeys, StaticKeys, https_fetch
 from gatelodge.tokens import TokenRules, VerificationKey
-from gatelodge.verify import Caller, Verifier
+from gatelodge.verify import AccessRing, Caller, Grant, Records, Verifier
 from gatelodge.wire import ApiKey
 
 __all__ = [
+    "AccessRing",
     "ApiKey",
     "Caller",
     "CredentialExpired",
     "CredentialRevoked",
     "CredentialRotated",
+    "Fault",
+    "Gate",
+    "Grant",
     "InvalidCredential",
     "Keys",
     "KeysUnavailable",
     "PartnerMismatch",
     "PartnerSuspended",
+    "QuotaExceeded",
+    "Records",
     "Rejected",
     "RemoteKeys",
     "StaticKeys",
     "TokenRules",
+    "Unavailable",
     "VerificationKey",
     "Verifier",
     "WrongEnvironment",
+    "caller_of",
     "https_fetch",
 ]

@@ -67,6 +67,11 @@ def parse_json(data: bytes) -> dict[str, object] | list[object] | None:
     return value if isinstance(value, (dict, list)) else None
 
 
+def encode_json(value: object) -> bytes:
+    """Write ``value`` as JSON in UTF-8, without white space. ``ValueError`` for ``NaN`` and the infinities."""
+    return _ENCODER.encode(value).encode("utf-8")
+
+
 def _is_too_deep(text: str) -> bool:
     # As many brackets as that cannot nest deeper; almost every text is done here.
     if text.count("{") + text.count("[") <= JSON_DEPTH_MAX:
@@ -103,3 +108,4 @@ def _refuse_constant(_text: str) -> NoReturn:
 _DECODER: Final = json.JSONDecoder(
     object_pairs_hook=_unique_members, parse_float=_finite_float, parse_constant=_refuse_constant
 )
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False, ensure_ascii=False)

@@ -102,7 +102,7 @@ class Records(Protocol):
         ...
 
 
-class AccessTokens(NamedTuple):
+class AccessRing(NamedTuple):
     """How access tokens are verified: with keys of their own, by rules of their own."""
 
     keys: Keys
@@ -119,7 +119,7 @@ class _Seen(NamedTuple):
 class Verifier:
     """Tells who presents a credential. Safe to share between threads and coroutines, unless it has records.
 
-    ``keys`` and ``rules`` are those of session JWTs. ``records`` and ``access_tokens`` let API keys and access tokens in;
+    ``keys`` and ``rules`` are those of session JWTs. ``records`` and ``access_ring`` let API keys and access tokens in;
     they go together, and such a verifier belongs to one event loop. ``environment`` lets the holder of another environment's
     token know that it is of another. ``clock`` gives the Unix time in seconds. ``remembered`` is how many credentials found
     good are remembered; 0 remembers none. ``ValueError`` when rules are not those of their kind.
@@ -131,19 +131,19 @@ class Verifier:
         rules: TokenRules,
         *,
         records: Records | None = None,
-        access_tokens: AccessTokens | None = None,
+        access_ring: AccessRing | None = None,
         environment: str | None = None,
         remembered: int = 4096,
         clock: Callable[[], float] = time.time,  # noqa: TID251 - here the clock becomes a parameter
     ) -> None:
         if rules.lifetime != "expires":
             raise ValueError("a Verifier needs the rules of session JWTs")
-        if access_tokens is not None and (records is None or access_tokens.rules.lifetime != "unexpiring"):
+        if access_ring is not None and (records is None or access_ring.rules.lifetime != "unexpiring"):
             raise ValueError("access tokens need records, and rules of their own")
         self._keys = keys
         self._rules = rules
         self._records = records
-        self._access_tokens = access_tokens
+        self._access_ring = access_ring
         self._environment = environment
         self._clock = clock
         self._remembered = remembered
@@ -213,7 +213,7 @@ class Verifier:
         if "." not in text:  # an API key has none, a JWT two
             return await records.find_key(text), None
         token = self._read(text)
-        access = self._access_tokens
+        access = self._access_ring
         if access is not None and token.type in access.rules.types:
             key = await access.keys.find_async(token.kid)
             claimed = self._judge(token, key, access.rules, "access-token").caller

@@ -1,14 +1,16 @@
-"""The guard: who makes a request, as its credential says and the store confirms at this moment."""
+"""The guard: who makes a request to this service itself, and whether that kind of credential is for that kind of call.
 
-from gatelodge.errors import CredentialRevoked, InvalidCredential, KeysUnavailable, NoCredential, Unavailable, WrongEnvironment
-from gatelodge.tokens import read_unverified
-from gatelodge.verify import Verifier
+Whose a credential is says ``gatelodge.verify.Verifier``, as at the gate in front of the API.
+"""
+
+from uuid import UUID
+
+from gatelodge.errors import InvalidCredential, NoCredential
+from gatelodge.verify import Caller, CredentialKind, Verifier
 from gatelodge.wire import ApiKey
-from gatelodge_server.core.credentials import Credentials
 from gatelodge_server.core.model import Holder
 from gatelodge_server.core.refusals import NotAllowed
 from gatelodge_server.core.secrets import Secret
-from gatelodge_server.core.sessions import Sessions
 from gatelodge_server.http.operation import Call
 
 
@@ -19,52 +21,42 @@ def key_id_of(presented: Secret) -> str:
 
 
 class Guard:
-    """Resolves API keys and session JWTs alike. Every request is judged against the store: nothing here can be out of date."""
+    """Says who calls, and refuses those whom a call is not for."""
 
-    def __init__(self, *, credentials: Credentials, sessions: Sessions, verifier: Verifier, environment: str) -> None:
-        self._credentials = credentials
-        self._sessions = sessions
+    def __init__(self, verifier: Verifier) -> None:
         self._verifier = verifier
-        self._environment = environment
-
-    async def holder(self, call: Call) -> Holder:
-        """Whom the request's credential speaks for. Raises ``NoCredential`` or a ``Rejected``."""
-        presented = call.credential()
-        if presented is None:
-            raise NoCredential
-        if "." not in presented.reveal():  # an API key has none, a JWT two
-            call.subject = key_id_of(presented)
-            return await self._credentials.authenticate(presented)
-        return await self._sessions.authenticate(await self._session(call, presented))
 
     async def partner(self, call: Call) -> Holder:
-        """As ``holder``, for calls that a partner makes itself. Raises ``NotAllowed`` for a company."""
-        holder = await self.holder(call)
-        if holder.company_id is not None:
-            raise NotAllowed
-        return holder
+        """The partner whose API key or session the request carries. Raises ``NotAllowed`` for anybody else whom we know."""
+        return _holder(await self._caller(call, "api-key", "session"))
+
+    async def partner_key(self, call: Call) -> Holder:
+        """The partner whose API key the request carries. Raises ``NotAllowed`` for any other credential."""
+        return _holder(await self._caller(call, "api-key"))
 
     async def session(self, call: Call) -> bytes:
-        """The id of the session whose JWT the request carries. Raises ``NoCredential`` or a ``Rejected``."""
+        """The id of the session whose JWT the request carries, a partner's or a company's. Raises as above."""
+        caller = await self._identify(call)
+        if caller.session is None:
+            raise InvalidCredential
+        return bytes.fromhex(caller.session)
+
+    async def _caller(self, call: Call, *kinds: CredentialKind) -> Caller:
+        caller = await self._identify(call)
+        if caller.kind != "partner" or caller.credential not in kinds:
+            raise NotAllowed
+        return caller
+
+    async def _identify(self, call: Call) -> Caller:
         presented = call.credential()
         if presented is None:
             raise NoCredential
-        session_id = await self._session(call, presented)
-        await self._sessions.authenticate(session_id)
-        return session_id
+        call.subject = key_id_of(presented)
+        caller = await self._verifier.verify_async(presented.reveal())
+        call.subject = caller.session or caller.credential_id
+        return caller
 
-    async def _session(self, call: Call, jwt: Secret) -> bytes:
-        text = jwt.reveal()
-        try:
-            caller = await self._verifier.verify_async(text)
-        except KeysUnavailable as fault:
-            raise Unavailable from fault
-        except InvalidCredential:
-            if read_unverified(text).environment not in {None, self._environment}:
-                raise WrongEnvironment from None
-            raise
-        call.subject = caller.session
-        try:
-            return bytes.fromhex(caller.session)
-        except ValueError:
-            raise CredentialRevoked from None
+
+def _holder(caller: Caller) -> Holder:
+    company_id = UUID(caller.company) if caller.company is not None else None
+    return Holder(caller.partner, company_id, caller.tier, caller.credential_id)

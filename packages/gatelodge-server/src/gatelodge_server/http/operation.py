@@ -12,7 +12,8 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from gatelodge.errors import AmbiguousCredentials, BodyTooLarge, MalformedJson, MalformedRequest, UnsupportedMediaType
+from gatelodge.errors import BodyTooLarge, MalformedJson, MalformedRequest, UnsupportedMediaType
+from gatelodge.gate import credential_in
 from gatelodge.strict import parse_json_object
 from gatelodge_server.core.model import Holder
 from gatelodge_server.core.secrets import Secret
@@ -70,21 +71,9 @@ class Call:
         return dict(parse_qsl(self.scope["query_string"].decode("latin-1"), keep_blank_values=True))
 
     def credential(self) -> Secret | None:
-        """The credential in `Authorization: Bearer` or `R-Auth`. Raises ``AmbiguousCredentials`` if there are two.
-
-        Any other scheme in `Authorization` is none of ours, and no credential. What is not ASCII is one, and not a good one.
-        """
-        found: set[bytes] = set()
-        for name, value in self._headers:
-            if name == b"authorization":
-                scheme, _, token = value.partition(b" ")
-                if scheme.lower() == b"bearer":
-                    found.add(token.strip())
-            elif name == b"r-auth":
-                found.add(value.strip())
-        if len(found) > 1:
-            raise AmbiguousCredentials
-        return Secret(found.pop().decode("latin-1")) if found else None
+        """The credential in `Authorization: Bearer` or `R-Auth`. Raises ``AmbiguousCredentials`` if there are two."""
+        found = credential_in(self._headers)
+        return None if found is None else Secret(found)
 
     def idempotency_key(self) -> str | None:
         """The Idempotency-Key, if one was sent. Raises ``InvalidIdempotencyKey``."""
@@ -199,12 +188,17 @@ async def send_problem(refused: Exception, call: Call, send: Send, extra: Iterab
         code=problem.members["code"],
         status=problem.status,
         method=call.scope["method"],
-        path=_CREDENTIAL_LIKE.sub("…", call.scope["path"]),
+        path=credential_free(call.scope["path"]),
         subject=call.subject,
         **_whence(call),
     )
     headers = [_PROBLEM_JSON, _NO_STORE, *problem.headers, *extra]
     await send_bytes(send, problem.status, ENCODER.encode(problem.members), headers)
+
+
+def credential_free(path: str) -> str:
+    """A path as it may be logged."""
+    return _CREDENTIAL_LIKE.sub("…", path)
 
 
 def _who(holder: Holder) -> dict[str, str]:

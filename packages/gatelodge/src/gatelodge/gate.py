@@ -1,0 +1,302 @@
+"""The gate in front of an API: pure ASGI middleware.
+
+What happens to a request, in order; whoever fails at one step hears of none of the later ones:
+
+1. Plain HTTP is refused: a credential that came over it must not even be looked at.
+2. The credential is taken from `Authorization: Bearer` or `R-Auth`, and ``Verifier`` says whose it is.
+3. A body is read whole and its `partner`, if it names one, must be the caller's (``named_partners``).
+4. The request is counted against the caller's quota.
+5. The API is called, with the ``Caller`` in its scope (``caller_of``), the body as it was sent, and no header of ours that
+   somebody else has written. Its answer gets the rate headers, and a notice if the credential is about to end.
+
+The API never hears of a request that is refused.
+"""
+
+import logging
+import re
+import unicodedata
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from email.utils import formatdate
+from typing import Any, Final, Literal, TypeAlias
+from uuid import uuid4
+
+from gatelodge.errors import (
+    AmbiguousCredentials,
+    BodyTooLarge,
+    HttpsRequired,
+    MalformedJson,
+    MalformedRequest,
+    NoCredential,
+    PartnerMismatch,
+    UnsupportedMediaType,
+)
+from gatelodge.problems import REFUSALS, Headers, problem_of
+from gatelodge.strict import encode_json, parse_json
+from gatelodge.verify import Caller, Verifier
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+Count = Callable[[Caller, Scope], Awaitable[Sequence[tuple[bytes, bytes]]]]
+"""Counts a request of the caller and gives the rate headers of its answer. Raises ``QuotaExceeded`` or ``Unavailable``."""
+OnRefused = Callable[[Scope, Exception, Caller | None], None]
+"""Told of every refusal, with the caller if it was known by then."""
+OtherBodies = Literal["refuse", "pass"]
+
+CALLER: Final = "gatelodge.caller"
+"""Where in the scope the caller is."""
+REQUEST_ID: Final = "gatelodge.request_id"
+BODY_MAX: Final = 64 * 1024
+
+IDENTITY_HEADERS: Final = frozenset({b"x-partner-id", b"x-company-id", b"x-partner-tier", b"x-credential-id", b"x-scopes"})
+"""What a gate says of a caller to an API in another process. From anybody else it is a lie."""
+_JSON_TYPE: Final = re.compile(rb"application/(?:[a-z0-9!#$&^_.-]+\+)?json")
+_UTF8: Final = re.compile(rb"""\s*charset\s*=\s*"?(?:utf-8|us-ascii)"?\s*""")
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
+_PARTNER_FIELD: Final = "partner"
+_SECURE: Final = frozenset({"https", "wss"})
+_ANSWERS: Final = frozenset({"http.response.start", "websocket.accept"})
+_FRAMED_BY_HEADERS: Final = frozenset({"1.0", "1.1"})
+"""Versions of HTTP in which a request without `Content-Length` and `Transfer-Encoding` has no body (RFC 9112 6.3)."""
+_POLICY_VIOLATION: Final = 1008  # RFC 6455 7.4.1
+
+_log = logging.getLogger("gatelodge.gate")
+
+
+def caller_of(scope: Scope) -> Caller:
+    """Who makes the request that ``scope`` is of. ``LookupError`` if no gate stands in front of the application."""
+    caller = scope.get(CALLER)
+    if not isinstance(caller, Caller):
+        raise LookupError("there is no caller: the application does not stand behind a Gate")  # noqa: TRY004
+    return caller
+
+
+def credential_in(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The credential in `Authorization: Bearer` or `R-Auth`. Raises ``AmbiguousCredentials`` if there are two.
+
+    Any other scheme in `Authorization` is none of ours, and no credential. What is not ASCII is one, and not a good one.
+    """
+    found = None
+    for name, value in headers:
+        if name == b"authorization":
+            if value[:7].lower() != b"bearer ":
+                continue
+            token = value[7:].strip()
+        elif name == b"r-auth":
+            token = value.strip()
+        else:
+            continue
+        if found is not None and found != token:
+            raise AmbiguousCredentials
+        found = token
+    return None if found is None else found.decode("latin-1")
+
+
+def named_partners(body: dict[str, object] | list[object]) -> list[object]:
+    """Whatever a JSON body says that its partner is: the member `partner` of an object, or of each object of an array.
+
+    A name that a lenient reader would take for it (`Partner`, or a twin under NFKC) counts as it.
+    """
+    objects = [body] if isinstance(body, dict) else [item for item in body if isinstance(item, dict)]
+    return [value for members in objects for name, value in members.items() if _is_partner_field(name)]
+
+
+def _is_partner_field(name: str) -> bool:
+    return name == _PARTNER_FIELD or unicodedata.normalize("NFKC", name).casefold() == _PARTNER_FIELD
+
+
+class Gate:
+    """Lets in whom the verifier knows, and nobody else. An ASGI application around ``app``.
+
+    ``count`` counts quotas; without it nothing is counted. ``body_limit`` is in bytes. ``other_bodies`` says what becomes of
+    a body that is not said to be JSON in UTF-8: it is refused, or passed on unread, and then the API must never look for a
+    partner in it.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        verifier: Verifier,
+        count: Count | None = None,
+        body_limit: int = BODY_MAX,
+        other_bodies: OtherBodies = "refuse",
+        on_refused: OnRefused | None = None,
+    ) -> None:
+        if body_limit < 0:
+            raise ValueError("a body limit is a number of bytes")
+        self._app = app
+        self._verifier = verifier
+        self._count = count
+        self._body_limit = body_limit
+        self._other_bodies = other_bodies
+        self._on_refused = on_refused or _log_refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        sort = scope["type"]
+        if sort == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if sort not in {"http", "websocket"}:
+            raise ValueError("a Gate knows http, websocket and lifespan")
+        scope = dict(scope)
+        scope.pop(CALLER, None)
+        added: Headers = [] if REQUEST_ID in scope else _identify(scope)
+        try:
+            receive, rates = await self._admit(scope, receive)
+        except REFUSALS as refused:
+            self._on_refused(scope, refused, scope.pop(CALLER, None))
+            await _refuse(scope, receive, send, refused, added)
+            return
+        added += rates
+        if scope[CALLER].sunset_at is not None:
+            added += _farewell(scope[CALLER])
+        if not added:
+            await self._app(scope, receive, send)
+            return
+
+        async def send_marked(message: Message) -> None:
+            if message["type"] in _ANSWERS:
+                message["headers"] = [*message.get("headers", ()), *added]
+            await send(message)
+
+        await self._app(scope, receive, send_marked)
+
+    async def _admit(self, scope: Scope, receive: Receive) -> tuple[Receive, Sequence[tuple[bytes, bytes]]]:
+        """Put the caller into the scope; what the API is to read the body from, and the rate headers. Raises a refusal."""
+        if scope["scheme"] not in _SECURE:
+            raise HttpsRequired
+        headers = scope["headers"]
+        credential = credential_in(headers)
+        if credential is None:
+            raise NoCredential
+        caller = scope[CALLER] = await self._verifier.verify_async(credential)
+        if scope["type"] == "http" and _may_have_body(scope):
+            receive = await self._check_body(headers, receive, caller)
+            # A body may take its time, and what has been revoked meanwhile is not to be believed any more.
+            caller = scope[CALLER] = await self._verifier.verify_async(credential)
+        if not IDENTITY_HEADERS.isdisjoint([name for name, _ in headers]):
+            scope["headers"] = [pair for pair in headers if pair[0] not in IDENTITY_HEADERS]
+        return receive, () if self._count is None else await self._count(caller, scope)
+
+    async def _check_body(self, headers: Sequence[tuple[bytes, bytes]], receive: Receive, caller: Caller) -> Receive:
+        """Read the body and judge what it says; a ``receive`` that gives it again."""
+        is_json = _is_json(headers)
+        if not is_json and self._other_bodies == "pass":
+            return receive
+        length = _only(headers, b"content-length")
+        if length is not None and (not length.isdigit() or int(length[:18]) > self._body_limit):
+            raise BodyTooLarge
+        body = await _collect(receive, self._body_limit)
+        if body and not is_json:
+            raise UnsupportedMediaType
+        if body:
+            _judge(body, caller)
+        return _again(body, receive)
+
+
+async def _collect(receive: Receive, limit: int) -> bytes:
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise MalformedRequest  # not the same as an empty body, which may be a whole request
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise BodyTooLarge
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def _judge(body: bytes, caller: Caller) -> None:
+    parsed = parse_json(body)
+    if parsed is None:
+        raise MalformedJson
+    # By exact code points, and a string: nothing else is the caller's id, however it may look or compare.
+    if any(type(named) is not str or named != caller.partner for named in named_partners(parsed)):
+        raise PartnerMismatch
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    is_told = False
+
+    async def receive_again() -> Message:
+        nonlocal is_told
+        if is_told:
+            return await receive()  # that the client has gone
+        is_told = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive_again
+
+
+def _may_have_body(scope: Scope) -> bool:
+    if scope.get("http_version", "1.1") not in _FRAMED_BY_HEADERS:
+        return True
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in scope["headers"]
+    )
+
+
+def _only(headers: Sequence[tuple[bytes, bytes]], wanted: bytes) -> bytes | None:
+    values = {value for name, value in headers if name == wanted}
+    if len(values) > 1:
+        raise MalformedRequest
+    return values.pop() if values else None
+
+
+def _is_json(headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Whether the body is said to be JSON, in UTF-8 and not compressed: else others may read in it what we do not."""
+    media_type, *parameters = (_only(headers, b"content-type") or b"").lower().split(b";")
+    if _JSON_TYPE.fullmatch(media_type.strip()) is None:
+        return False
+    charsets = [parameter for parameter in parameters if parameter.strip().startswith(b"charset")]
+    if not all(_UTF8.fullmatch(charset) for charset in charsets):
+        return False
+    return (_only(headers, b"content-encoding") or b"identity").lower() == b"identity"
+
+
+def _farewell(caller: Caller) -> Headers:
+    """How an answer tells that its caller's credential has a successor: RFC 9745 (`Deprecation`), RFC 8594 (`Sunset`)."""
+    headers: Headers = [(b"sunset", formatdate(caller.sunset_at, usegmt=True).encode("ascii"))]
+    if caller.rotated_at is not None:
+        headers.append((b"deprecation", b"@%d" % caller.rotated_at))
+    return headers
+
+
+def _identify(scope: Scope) -> Headers:
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    request_id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex.encode("ascii")
+    scope[REQUEST_ID] = request_id.decode("ascii")
+    return [(b"x-request-id", request_id)]
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, refused: Exception, added: Headers) -> None:
+    problem = problem_of(refused, scope[REQUEST_ID])
+    body = encode_json(problem.members)
+    headers = [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+        *problem.headers,
+        *added,
+    ]
+    prefix = "http"
+    if scope["type"] == "websocket":
+        await receive()  # the handshake
+        if "websocket.http.response" not in scope.get("extensions", {}):
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": problem.members["code"]})
+            return
+        prefix = "websocket.http"
+    await send({"type": f"{prefix}.response.start", "status": problem.status, "headers": headers})
+    await send({"type": f"{prefix}.response.body", "body": body})
+
+
+def _log_refusal(scope: Scope, refused: Exception, caller: Caller | None) -> None:
+    # Who and what, never the credential: a `Rejected` does not hold it either.
+    partner, code = caller.partner if caller is not None else "-", getattr(refused, "code", "")
+    _log.info("refused %s: partner %s, request %s", code, partner, scope[REQUEST_ID])
