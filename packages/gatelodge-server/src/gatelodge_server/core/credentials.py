@@ -102,11 +102,11 @@ class Credentials:
         self._clock = clock
         self._entropy = entropy
         self._brand = brand
-        self._environment = environment
+        self.environment = environment
 
     def issue(self, partner_id: str, company_id: UUID | None, now: Instant) -> IssuedKey:
         """Make a key for a partner, or for one of its companies. Nothing is stored yet."""
-        key = api_key(self._brand, self._environment, "pk" if company_id is None else "ck", self._entropy)
+        key = api_key(self._brand, self.environment, "pk" if company_id is None else "ck", self._entropy)
         text = Secret(key.text)
         credential = Credential(key.id, key.kind, partner_id, company_id, digest_key(text), key.masked, now)
         return IssuedKey(credential, text)
@@ -116,7 +116,7 @@ class Credentials:
         key = ApiKey.parse(presented.reveal())
         if key is None or key.brand != self._brand:
             raise InvalidCredential
-        if key.environment != self._environment:
+        if key.environment != self.environment:
             raise WrongEnvironment
         return PresentedKey(key.id, digest_key(presented))
 
