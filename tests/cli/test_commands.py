@@ -1,6 +1,8 @@
 """The commands: what they say, to people and to programs, and with which exit code."""
 
+import base64
 import json
+import re
 import sqlite3
 from datetime import datetime, timedelta
 
@@ -139,6 +141,11 @@ def test_an_overlap_beyond_all_measure_is_refused_in_a_sentence(data):
         (("company", "list", "nobody"), "There is no partner with this id."),
         (("key", "rotate", "nokey"), "There is no API key with this id."),
         (("key", "revoke", "nokey"), "There is no API key with this id."),
+        (("token", "issue", "nobody"), "There is no partner with this id."),
+        (("token", "list", "nobody"), "There is no partner with this id."),
+        (("token", "show", "notoken"), "There is no access token with this id."),
+        (("token", "rotate", "notoken"), "There is no access token with this id."),
+        (("token", "revoke", "notoken"), "There is no access token with this id."),
         (("signing-key", "retire", "nokey"), "There is no signing key with this id."),
         (("partner", "add", "X", "--email", "a@b.example", "--tier", "platinum"), "There is no tier with this name."),
     ],
@@ -163,6 +170,9 @@ def test_what_is_not_there_is_refused_in_one_line(data, args, reason):
         ("partner", "show", "a", "b"),
         ("partner", "list", "--nonsense"),
         ("key", "rotate"),
+        ("token", "issue"),
+        ("token", "rotate"),
+        ("signing-key", "rotate", "--purpose", "both"),
         ("audit", "--since", "yesterday"),
         ("audit", "--since", "0001-01-01"),
         ("serve", "--workers"),
@@ -221,16 +231,125 @@ def test_the_database_is_brought_to_this_version(data):
     assert answer["database"] == str(data / "gatelodge.db")
 
 
-def test_signing_keys_are_listed_with_their_life(data):
+def test_signing_keys_are_listed_with_their_life(tmp_path):
+    data = tmp_path / "data"
     keys = ask("signing-key", "list", data=data)
-    assert all(set(key) == {"kid", "state", "publishedAt", "signsFrom", "signsUntil", "goneAt"} for key in keys)
-    by_state = {key["state"]: key for key in keys}
-    assert (len(keys), set(by_state)) == (2, {"current", "next"})
-    rotated = ask("signing-key", "rotate", data=data)
-    assert set(rotated) == {"kid", "signsFrom"}
-    assert rotated["kid"] == by_state["next"]["kid"]
-    published = datetime.fromisoformat(by_state["next"]["publishedAt"])
-    assert datetime.fromisoformat(rotated["signsFrom"]) - published == timedelta(minutes=5)
+    fields = {"kid", "purpose", "state", "publishedAt", "signsFrom", "signsUntil", "goneAt", "liveTokens"}
+    assert all(set(key) == fields for key in keys)
+    rings = [(key["purpose"], key["state"], key["liveTokens"]) for key in keys]
+    assert rings[:2] in ([("session", *states) for states in pair] for pair in both_orders(None))
+    assert rings[2:] in ([("access", *states) for states in pair] for pair in both_orders(0))
+    add_partner(data, "Acme")
+    ask("token", "issue", "acme", data=data)
+    live = {(key["purpose"], key["state"]): key["liveTokens"] for key in ask("signing-key", "list", data=data)}
+    assert live["access", "current"] == 1
+
+
+def both_orders(live_tokens):
+    pair = [("current", live_tokens), ("next", live_tokens)]
+    return pair, pair[::-1]
+
+
+def test_signing_keys_are_rotated_both_rings_at_once_or_one(tmp_path):
+    data = tmp_path / "data"
+    next_keys = {key["purpose"]: key for key in ask("signing-key", "list", data=data) if key["state"] == "next"}
+
+    def check(purpose, kid, signs_from):
+        assert kid == next_keys[purpose]["kid"]
+        published = datetime.fromisoformat(next_keys[purpose]["publishedAt"])
+        assert datetime.fromisoformat(signs_from) - published == timedelta(minutes=5)
+
+    alone = ask("signing-key", "rotate", "--purpose", "access", data=data)
+    assert set(alone) == {"kid", "signsFrom"}
+    check("access", alone["kid"], alone["signsFrom"])
+    pending = [key["kid"] for key in ask("signing-key", "list", data=data) if key["state"] == "next" and key["signsFrom"]]
+    assert pending == [alone["kid"]]
+
+    both = ask("signing-key", "rotate", data=data)
+    assert set(both) == {"kid", "signsFrom", "accessKid", "accessSignsFrom"}
+    check("session", both["kid"], both["signsFrom"])
+    assert (both["accessKid"], both["accessSignsFrom"]) == (alone["kid"], alone["signsFrom"])
+    again = ask("signing-key", "rotate", "--purpose", "session", data=data)
+    assert again == {"kid": both["kid"], "signsFrom": both["signsFrom"]}
+
+
+def test_an_access_token_is_issued_listed_rotated_shown_and_revoked(data):
+    partner = add_partner(data)
+    issued = ask("token", "issue", partner.id, "--label", "Plans, production", data=data)
+    assert set(issued) == {"tokenId", "token"}
+    assert re.fullmatch(r"[0-9A-Za-z]{22}", issued["tokenId"])
+    header, claims = claims_of(issued["token"])
+    current = {key["purpose"]: key["kid"] for key in ask("signing-key", "list", data=data) if key["state"] == "current"}
+    assert header == {"alg": "ES256", "kid": current["access"], "typ": "JWT"}
+    assert (claims["sub"], claims["partner"], claims["jti"]) == (partner.id, partner.id, issued["tokenId"])
+    assert "exp" not in claims
+
+    (listed,) = ask("token", "list", partner.id, data=data)
+    assert RFC3339.fullmatch(listed.pop("createdAt"))
+    nothing_yet = dict.fromkeys(("rotatedAt", "endsAt", "lastUsedAt", "lastUsedFrom"))
+    known = {"tokenId": issued["tokenId"], "version": 1, "label": "Plans, production", "kid": current["access"]}
+    assert listed == {**known, "status": "active", **nothing_yet}
+
+    newer = ask("token", "rotate", issued["tokenId"], "--overlap", "1h", data=data)
+    assert set(newer) == {"tokenId", "token"}
+    for id_ in (issued["tokenId"], newer["tokenId"]):
+        new, old = ask("token", "show", id_, data=data)
+        assert (new["tokenId"], new["version"], new["label"]) == (newer["tokenId"], 2, "Plans, production")
+        assert (old["tokenId"], old["version"]) == (issued["tokenId"], 1)
+        assert (new["status"], old["status"], new["endsAt"], new["rotatedAt"]) == ("active", "active", None, None)
+        assert datetime.fromisoformat(old["endsAt"]) - datetime.fromisoformat(old["rotatedAt"]) == timedelta(hours=1)
+    assert refused("token", "rotate", issued["tokenId"], data=data).startswith("The access token has ended already")
+
+    newest = ask("token", "rotate", newer["tokenId"], data=data)
+    revoked = ask("token", "revoke", issued["tokenId"], data=data)
+    assert set(revoked) == {"tokenId", "status", "sequence"}
+    assert (revoked["tokenId"], revoked["status"]) == (issued["tokenId"], "revoked")
+    shown = {version["tokenId"]: version["status"] for version in ask("token", "show", newer["tokenId"], data=data)}
+    assert shown == {newest["tokenId"]: "active", newer["tokenId"]: "rotated", issued["tokenId"]: "revoked"}
+    assert ask("token", "list", partner.id, data=data) == ask("token", "show", newer["tokenId"], data=data)
+
+    trail = ask("audit", "--partner", partner.id, data=data)
+    assert [event["action"] for event in trail if event["action"].startswith("token.")] == [
+        "token.issued",
+        "token.rotated",
+        "token.rotated",
+        "token.revoked",
+    ]
+    for text in (issued["token"], newer["token"], newest["token"]):
+        assert text.split(".")[2] not in json.dumps(trail)
+
+
+def claims_of(token):
+    header, claims, _ = token.split(".")
+    return [json.loads(base64.urlsafe_b64decode(part + "==")) for part in (header, claims)]
+
+
+@pytest.mark.parametrize("label", ["", "two\nlines", "bell\a", "x" * 201])
+def test_a_tokens_label_is_one_line(data, label):
+    partner = add_partner(data)
+    misused("token", "issue", partner.id, "--label", label, data=data)
+    assert ask("token", "list", partner.id, data=data) == []
+
+
+def test_a_token_needs_no_label_and_a_table_shows_it_whole(data):
+    partner = add_partner(data)
+    done = command("token", "issue", partner.id, data=data)
+    rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert claims_of(rows["token"].strip())[1]["jti"] == rows["tokenId"].strip()
+    (listed,) = ask("token", "list", partner.id, data=data)
+    assert listed["label"] == ""
+
+
+def test_the_key_of_a_live_token_is_not_retired(tmp_path):
+    data = tmp_path / "data"
+    partner = add_partner(data)
+    ask("token", "issue", partner.id, data=data)
+    ask("signing-key", "rotate", data=data)
+    for key in ask("signing-key", "list", data=data):
+        if key["state"] == "current" and key["purpose"] == "access":
+            assert "live access tokens need it" in refused("signing-key", "retire", key["kid"], data=data)
+            ask("partner", "deactivate", partner.id, data=data)
+            assert ask("signing-key", "retire", key["kid"], data=data) == {"kid": key["kid"], "state": "gone"}
 
 
 def test_companies_are_listed_over_all_pages(server, client, partner):

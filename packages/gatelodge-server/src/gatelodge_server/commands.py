@@ -1,0 +1,198 @@
+"""How a command is made: a coroutine over a ``Lodge`` becomes one with the options that all of them take.
+
+``command`` opens the lodge for it, shows what it answers (a table for people, ``--json`` in the wire's field names for
+programs) and turns a refusal into one line on standard error. Exit code 0: done; 1: refused; 2: used wrongly.
+"""
+
+import asyncio
+import inspect
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Any, Final, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gatelodge.errors import Rejected, Unavailable
+from gatelodge_server.app import Lodge, StartFault, assemble, load_master_keys, prepare, slug_of
+from gatelodge_server.core.model import SECOND, Instant
+from gatelodge_server.core.refusals import Refusal
+from gatelodge_server.http.fields import Line
+from gatelodge_server.http.sessions import rfc3339
+from gatelodge_server.settings import OPTIONS, Settings, SettingsFault, load_settings, parse_duration
+from gatelodge_server.vault import MasterKeyFault, Vault, system_entropy
+
+BY: Final = "command line"
+_WIDE: Final = 240
+"""Columns of a table that goes into a pipe or a file: nothing is cut off there."""
+
+Record = Mapping[str, object]
+Work = Callable[..., Awaitable[Record | Sequence[Record]]]
+
+app = typer.Typer(
+    name="gatelodge", help="The lodge at the gate of a partner API.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+GROUPS: Final = {
+    name: typer.Typer(help=text, no_args_is_help=True)
+    for name, text in (
+        ("partner", "Organisations that call the API."),
+        ("tier", "How many requests partners may make."),
+        ("token", "Access tokens of partners: they work until they are rotated or revoked."),
+        ("key", "API keys of partners and of their companies."),
+        ("company", "Customers that a partner manages."),
+        ("signing-key", "Keys that sign session JWTs and access tokens."),
+        ("database", "Where everything is kept."),
+    )
+}
+for _name, _group in GROUPS.items():
+    app.add_typer(_group, name=_name)
+
+
+def option(name: str) -> Any:  # noqa: ANN401 - what typer wants in a signature
+    """A flag that is a setting too: its meaning stands in one table."""
+    return typer.Option(help=OPTIONS[name].meaning, show_default=False)
+
+
+DataFlag = Annotated[str | None, option("data")]
+DatabaseFlag = Annotated[str | None, option("database")]
+EnvironmentFlag = Annotated[str | None, option("environment")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="answer in JSON")]
+_COMMON: Final[Mapping[str, Any]] = {
+    "data": DataFlag,
+    "database": DatabaseFlag,
+    "environment": EnvironmentFlag,
+    "json_output": JsonFlag,
+}
+
+
+def command(group: typer.Typer, name: str, *, context: Mapping[str, Any] | None = None) -> Callable[[Work], Work]:
+    """Make a command of a coroutine ``work(lodge, …)`` that returns a record, or several. ``context``: settings of click's."""
+
+    def decorate(work: Work) -> Work:
+        def run(**given: Any) -> None:  # noqa: ANN401 - typer calls it by the signature below
+            json_output = given.pop("json_output")
+            settings = settings_or_exit({flag: given.pop(flag) for flag in _COMMON if flag in given})
+            show(_in_lodge(settings, lambda lodge: work(lodge, **given)), json_output=json_output)
+
+        own = list(inspect.signature(work).parameters.values())[1:]
+        common = [
+            inspect.Parameter(
+                flag, inspect.Parameter.KEYWORD_ONLY, default=False if flag == "json_output" else None, annotation=annotation
+            )
+            for flag, annotation in _COMMON.items()
+        ]
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + common
+        )
+        group.command(name, help=inspect.getdoc(work), context_settings=dict(context or {}))(run)
+        return work
+
+    return decorate
+
+
+def settings_or_exit(flags: Mapping[str, str | None]) -> Settings:
+    """The settings; one line on standard error for each fault, and exit code 2."""
+    try:
+        return load_settings(flags, os.environ)
+    except SettingsFault as fault:
+        for line in fault.faults:
+            print(line, file=sys.stderr)  # noqa: T201 - this is a command line
+        raise typer.Exit(2) from None
+
+
+def _in_lodge(settings: Settings, work: Callable[[Lodge], Awaitable[Record | Sequence[Record]]]) -> Record | Sequence[Record]:
+    async def run() -> Record | Sequence[Record]:
+        prepare(settings, os.environ)
+        lodge = assemble(settings, Vault(load_master_keys(settings, os.environ), system_entropy))
+        try:
+            await lodge.signing_keys.establish()
+            await lodge.access_keys.establish()
+            return await work(lodge)
+        finally:
+            await lodge.close()
+
+    try:
+        return asyncio.run(run())
+    except (Rejected, Refusal, Unavailable, StartFault, MasterKeyFault) as refused:
+        refuse(str(refused))
+
+
+def refuse(reason: str) -> NoReturn:
+    """One line on standard error, and exit code 1."""
+    print(reason, file=sys.stderr)  # noqa: T201
+    raise typer.Exit(1)
+
+
+def show(answer: Record | Sequence[Record], *, json_output: bool) -> None:
+    """Print an answer: as JSON, or as a table that a person can read. Keys are shown whole: they are shown this once."""
+    if json_output:
+        print(json.dumps(answer, ensure_ascii=False))  # noqa: T201
+        return
+    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
+    if isinstance(answer, Mapping):
+        table = Table.grid(padding=(0, 2))
+        for name, value in answer.items():
+            table.add_row(Text(name, style="bold"), _text(value))
+    else:
+        columns = list(dict.fromkeys(name for record in answer for name in record))
+        table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+        for record in answer:
+            table.add_row(*(_text(record.get(name)) for name in columns))
+        if not answer:
+            console.print("none")
+            return
+    console.print(table)
+
+
+def _text(value: object) -> Text:
+    return Text("-" if value is None else str(value))  # and not a string, which would be read as markup
+
+
+def when(instant: Instant | None) -> str | None:
+    """An instant as the wire tells it."""
+    return None if instant is None else rfc3339(instant)
+
+
+def instant_of(text: str) -> Instant:
+    """The instant that a person has typed."""
+    try:
+        moment = datetime.fromisoformat(text)
+        return int((moment if moment.tzinfo else moment.astimezone()).timestamp() * SECOND)
+    except (ValueError, OverflowError):  # the latter where a time zone leads out of the calendar
+        raise typer.BadParameter("must be a time such as 2026-06-26T07:56:42+00:00") from None
+
+
+def duration_of(text: str) -> int:
+    """The length of time that a person has typed."""
+    try:
+        return parse_duration(text)
+    except ValueError as fault:
+        raise typer.BadParameter(str(fault)) from None
+
+
+def line_of(kind: type[Line]) -> Callable[[str], str]:
+    """What checks an argument, from the type that checks the same in a request."""
+
+    def parse(text: str) -> str:
+        try:
+            return kind.parse(text)
+        except ValueError as fault:
+            raise typer.BadParameter(str(fault)) from None
+
+    return parse
+
+
+def slug(text: str) -> str:
+    """A partner's id that a person has typed."""
+    if not text or slug_of(text) != text:
+        raise typer.BadParameter("must be lower-case letters, digits and single hyphens, 48 at most")
+    return text
+
+
+PartnerId = Annotated[str, typer.Argument(metavar="PARTNER", help="the partner's id")]
+KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="the key's id, as `key list` shows it")]
