@@ -8,6 +8,7 @@ import pytest
 
 from gatelodge_server.core.model import DAY, HOUR, MINUTE, SECOND
 from gatelodge_server.core.sessions import SessionLifetimes
+from gatelodge_server.mail.transports import MailServer, Protection
 from gatelodge_server.settings import OPTIONS, Settings, SettingsFault, load_settings, parse_duration
 
 
@@ -53,6 +54,9 @@ def test_with_nothing_configured_it_is_this(monkeypatch, tmp_path):
         behind_proxy=(),
         lifetimes=SessionLifetimes(24 * HOUR, 30 * DAY, 90 * DAY),
         login_failure_limit="20/minute",
+        smtp=None,
+        smtp_user="",
+        mail_from="gatelodge@localhost",
     )
 
 
@@ -89,6 +93,12 @@ def test_a_flag_goes_before_a_variable_before_the_file_before_the_default(load):
         ("refresh_ttl", "7d", lambda settings: settings.lifetimes.refresh_ttl == 7 * DAY),
         ("session_ttl", "60d", lambda settings: settings.lifetimes.session_ttl == 60 * DAY),
         ("login_failure_limit", "3/second", lambda settings: settings.login_failure_limit == "3/second"),
+        (
+            "smtp",
+            "smtp://localhost:2525",
+            lambda settings: settings.smtp == MailServer(Protection.OPPORTUNISTIC, "localhost", 2525),
+        ),
+        ("mail_from", "api@example.com", lambda settings: settings.mail_from == "api@example.com"),
     ],
 )
 def test_every_setting_is_read_from_every_source(load, name, text, read):
@@ -154,6 +164,33 @@ def test_what_is_not_said_follows_from_what_is(load):
         "refresh_ttl": ["", "0ms", "30"],
         "session_ttl": ["", "0d", "1h"],
         "login_failure_limit": ["", "many", "20", "20/lightyear"],
+        "smtp": [
+            "mail.example.com",
+            "http://mail.example.com",
+            "smtp://",
+            "smtp://:25",
+            "smtp://mail.example.com:0",
+            "smtp://mail.example.com:65536",
+            "smtp://mail.example.com/x",
+            "smtp://mail.example.com?x",
+            "smtp://mail.exa mple.com",
+            "smtp://mail.example.com\n",
+            "smtp://user@localhost",
+            "smtp://user:hunter2@localhost",
+        ],
+        "smtp_user": ["api"],
+        "mail_from": [
+            "",
+            "api",
+            "api@",
+            "@example.com",
+            "a b@example.com",
+            "api@example.com\n",
+            "a@b@c",
+            "a..b@c",
+            "é@c",
+            "a@-c",
+        ],
         "tls_cert": ["cert.pem"],
         "tls_key": ["key.pem"],
     }.items(),
@@ -188,6 +225,47 @@ def test_the_exception_tells_all_of_them_too(load):
 def test_a_proxy_that_ends_tls_excludes_a_certificate(faults):
     (fault,) = faults(tls_cert="cert.pem", tls_key="key.pem", behind_proxy="10.0.0.0/8")
     assert "--behind-proxy" in fault
+
+
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [
+        ("smtp://m.example", 25),
+        ("smtp+starttls://m.example", 587),
+        ("smtps://m.example", 465),
+        ("smtps://m.example:2525", 2525),
+    ],
+)
+def test_a_mail_server_has_the_port_of_its_protection_unless_another_is_said(load, url, port):
+    server = load(smtp=url, mail_from="api@example.com").smtp
+    assert (server.protection.value, server.host, server.port) == (url.partition("://")[0], "m.example", port)
+
+
+@pytest.mark.parametrize("url", ["smtp://m.example", "smtp://10.0.0.1", "smtp://localhost.example"])
+def test_a_password_is_for_a_wire_with_checked_tls_only(faults, load, url):
+    (fault,) = faults(smtp=url, smtp_user="api", mail_from="api@example.com")
+    assert "smtp_user" in fault
+    for better in (url.replace("smtp:", "smtps:"), url.replace("smtp:", "smtp+starttls:")):
+        assert load(smtp=better, smtp_user="api", mail_from="api@example.com").smtp_user == "api"
+
+
+@pytest.mark.parametrize("url", ["smtp://localhost", "smtp://127.0.0.9:25", "smtp://[::1]"])
+def test_on_this_machine_a_password_needs_no_tls_and_a_mail_no_address_to_be_from(load, url):
+    assert load(smtp=url, smtp_user="api").smtp.is_near
+
+
+def test_a_mail_that_leaves_this_machine_needs_an_address_that_it_is_from(faults):
+    (fault,) = faults(smtp="smtps://m.example")
+    assert "mail_from" in fault
+
+
+def test_the_password_for_the_mail_server_is_no_setting(faults, load):
+    environ = {"GATELODGE_SMTP_PASSWORD": "hunter2", "GATELODGE_SMTP_USER": "api", "GATELODGE_SMTP": "smtps://localhost"}
+    assert "hunter2" not in repr(load(environ=environ))
+    (fault,) = faults("smtp_password = 'hunter2'")
+    assert "hunter2" not in fault
+    (fault,) = faults("", smtp="smtps://api:hunter2@localhost")
+    assert "hunter2" not in fault
 
 
 def test_a_jwt_may_live_as_long_as_its_session_and_no_longer(load, faults):

@@ -1,6 +1,7 @@
 """The assembly: settings become parts, parts become the service. The only file that knows every class."""
 
 import asyncio
+import importlib
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from starlette.routing import Route, Router
 
+from gatelodge.gate import App, Gate
 from gatelodge.tokens import TokenRules
 from gatelodge.verify import AccessRing, Verifier
 from gatelodge_server.core.access_tokens import AccessTokens
@@ -24,11 +26,13 @@ from gatelodge_server.core.housekeeping import Housekeeping
 from gatelodge_server.core.model import SECOND, Clock, Entropy, KeyPurpose
 from gatelodge_server.core.partners import Partners
 from gatelodge_server.core.ports import Store
+from gatelodge_server.core.quotas import Quotas
 from gatelodge_server.core.records import StoreRecords
 from gatelodge_server.core.refresh_tokens import RefreshTokens
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.core.sessions import Sessions
 from gatelodge_server.core.signing import SigningKeys
+from gatelodge_server.core.tiers import Tiers
 from gatelodge_server.http import problems
 from gatelodge_server.http.attempts import Attempts
 from gatelodge_server.http.companies import CompanyRoutes
@@ -38,6 +42,7 @@ from gatelodge_server.http.metadata import MetadataRoutes
 from gatelodge_server.http.openapi import pages
 from gatelodge_server.http.operation import Operation
 from gatelodge_server.http.sessions import SessionRoutes
+from gatelodge_server.http.turnstile import Turnstile, log_refusal
 from gatelodge_server.log import log
 from gatelodge_server.mail.letters import Composer
 from gatelodge_server.mail.mailer import Mailer
@@ -53,6 +58,8 @@ MASTER_KEY_VARIABLE = "GATELODGE_MASTER_KEY"
 SMTP_PASSWORD_VARIABLE = "GATELODGE_SMTP_PASSWORD"  # noqa: S105 - a variable's name
 
 
+_API_PREFIX: Final = "/api/v2/Partners/"
+"""Whatever is below it and is no call of the service itself belongs to the API behind the gate."""
 _REMEMBERED: Final = 8_192
 """How many credentials a process remembers as good: about a kilobyte each."""
 
@@ -83,6 +90,8 @@ class Lodge:
     credentials: Credentials
     partners: Partners
     companies: Companies
+    tiers: Tiers
+    quotas: Quotas
     sessions: Sessions
     signing_keys: SigningKeys
     access_keys: SigningKeys
@@ -199,6 +208,8 @@ def assemble(
         clock=lambda: clock() / SECOND,
     )
     follower.tell(verifier.forget)
+    quotas = Quotas(store=store, clock=clock, monotonic=time.monotonic, on_mistake=_log_miscount)
+    follower.tell(quotas.hear)
     return Lodge(
         settings=settings,
         store=store,
@@ -207,6 +218,8 @@ def assemble(
         credentials=credentials,
         partners=Partners(store=store, credentials=credentials, clock=clock, slugify=slug_of),
         companies=Companies(store=store, credentials=credentials, sealer=vault, digester=vault, clock=clock, entropy=entropy),
+        tiers=Tiers(store=store, clock=clock),
+        quotas=quotas,
         sessions=sessions,
         signing_keys=signing_keys,
         access_keys=access_keys,
@@ -263,6 +276,10 @@ def _log_mistake(mistake: Exception) -> None:
     log.error("housekeeping_failed", kind=type(mistake).__qualname__)
 
 
+def _log_miscount(mistake: Exception) -> None:
+    log.error("quotas_failed", kind=type(mistake).__qualname__)
+
+
 def slug_of(name: str) -> str:
     """A partner id from a name: lower-case ASCII, digits and hyphens, at most 48 characters."""
     return str(slugify(name, max_length=48, word_boundary=True))
@@ -279,8 +296,39 @@ def operations_of(lodge: Lodge) -> Sequence[Operation]:
     ]
 
 
+def gate_before(app: App, lodge: Lodge) -> Gate:
+    """The gate of this deployment in front of an API."""
+    turnstile = Turnstile(quotas=lodge.quotas, clock=lodge.clock)
+    return Gate(app, verifier=lodge.verifier, count=turnstile, on_refused=log_refusal)
+
+
+@asynccontextmanager
+async def at_work(lodge: Lodge) -> AsyncIterator[None]:
+    """Make the first signing keys, follow changes, keep house, send mails, give back quotas: all that goes on beside requests.
+
+    Whoever puts a gate of this deployment into an application of their own enters it for as long as that runs; afterwards
+    everything that was begun is finished and the store is let go.
+    """
+    await lodge.signing_keys.establish()
+    await lodge.access_keys.establish()
+    housekeeping = Housekeeping(store=lodge.store, clock=lodge.clock, on_purged=_log_purge, on_mistake=_log_mistake)
+    tasks = [asyncio.create_task(work.run()) for work in (lodge.follower, housekeeping)]
+    mailing = asyncio.create_task(lodge.mailer.run())
+    counting = asyncio.create_task(lodge.quotas.run())
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        lodge.mailer.stop()
+        await mailing
+        await lodge.quotas.close()  # which ends `run` too
+        await counting
+        await lodge.close()
+
+
 def web_app(lodge: Lodge) -> Edge:
-    """The ASGI application. Its lifespan makes the first signing keys and keeps house."""
+    """The ASGI application of the service, and of the sample API behind its gate if that was asked for."""
     operations = operations_of(lodge)
     described = pages(
         operations,
@@ -289,27 +337,22 @@ def web_app(lodge: Lodge) -> Edge:
         public_url=lodge.settings.public_url,
     )
 
-    @asynccontextmanager
-    async def lifespan(_: object) -> AsyncIterator[None]:
-        await lodge.signing_keys.establish()
-        await lodge.access_keys.establish()
-        housekeeping = Housekeeping(store=lodge.store, clock=lodge.clock, on_purged=_log_purge, on_mistake=_log_mistake)
-        tasks = [asyncio.create_task(work.run()) for work in (lodge.follower, housekeeping)]
-        mailing = asyncio.create_task(lodge.mailer.run())
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            lodge.mailer.stop()
-            await mailing
-            await lodge.close()
-
     routes = [Route(operation.path, operation, methods=[operation.method]) for operation in operations]
     routes += [Route(page.path, page, methods=["GET"]) for page in described]
     return Edge(
         operations=operations,
-        router=Router(routes, redirect_slashes=False, lifespan=lifespan),
+        router=Router(routes, redirect_slashes=False, lifespan=lambda _: at_work(lodge)),
         proxies=TrustedProxies(lodge.settings.behind_proxy),
+        gated=(_API_PREFIX, gate_before(_sample_api(), lodge)) if lodge.settings.sample_api else None,
         boot_id=os.urandom(6).hex(),
     )
+
+
+def _sample_api() -> App:
+    # An example and no part of this distribution: only whoever asks for it needs it.
+    try:
+        module = importlib.import_module("plans_api.app")
+    except ImportError as fault:
+        raise StartFault("--sample-api needs the sample API: install examples/plans_api") from fault
+    app: App = module.app
+    return app

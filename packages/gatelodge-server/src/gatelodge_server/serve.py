@@ -8,13 +8,13 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from gatelodge_server.app import Lodge, StartFault, assemble, load_master_keys, prepare, web_app
+from gatelodge_server.app import Lodge, StartFault, assemble, load_master_keys, prepare, smtp_password, web_app
 from gatelodge_server.http.edge import Edge
 from gatelodge_server.listener import BoundedProtocol, GateLoop
 from gatelodge_server.log import configure_log, log
@@ -42,6 +42,8 @@ class WebApp:
     """Makes the application in the process that is to serve it. It can be sent to a process: it holds no secret."""
 
     settings: Settings
+    show_mail: Callable[[str], None] | None = field(default=None, kw_only=True)
+    """Is shown mails that are kept in files."""
 
     def __call__(self) -> Edge:
         configure_log()
@@ -51,7 +53,7 @@ class WebApp:
 
     def assemble(self, vault: Vault) -> Lodge:
         """The parts that serve."""
-        return assemble(self.settings, vault)
+        return assemble(self.settings, vault, smtp_password=smtp_password(os.environ), show_mail=self.show_mail)
 
 
 class _Announcing(uvicorn.Server):

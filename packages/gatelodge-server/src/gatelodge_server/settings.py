@@ -1,7 +1,8 @@
 """Settings: one table. A flag goes before a `GATELODGE_*` variable, that before the TOML file, that before the default.
 
 Everything that is wrong is said at once, by the name under which it was set. No setting holds a secret, and none has a secret
-default: the master key is a file (or the variable `GATELODGE_MASTER_KEY`, which is read where it is used).
+default: the master key is a file (or the variable `GATELODGE_MASTER_KEY`), the password for the mail server the variable
+`GATELODGE_SMTP_PASSWORD`; both are read where they are used.
 """
 
 import ipaddress
@@ -10,7 +11,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
 from urllib.parse import urlsplit
 
 from limits import parse as parse_limit
@@ -19,14 +20,22 @@ from gatelodge.wire import BRAND_PATTERN, ENVIRONMENT_PATTERN
 from gatelodge_server.core.model import DAY, HOUR, MINUTE, SECOND, Duration
 from gatelodge_server.core.sessions import SessionLifetimes
 from gatelodge_server.http.edge import Network
+from gatelodge_server.mail.transports import MailServer, Protection
 
 Value = TypeVar("Value")
+Switch: TypeAlias = Literal["on", "off"]
 
 _UNITS: Final[Mapping[str, Duration]] = {"ms": 1, "s": SECOND, "m": MINUTE, "h": HOUR, "d": DAY}
 _DURATION: Final = re.compile(r"(\d{1,9})(ms|s|m|h|d)", re.ASCII)
 _LONGEST: Final[Duration] = 3650 * DAY
 _PORT_MAX: Final = 65_535
 _WORKERS_MAX: Final = 64
+_MAILS_MAX: Final = 100_000
+_ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_LABEL: Final = "[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_SENDER: Final = re.compile(rf"{_ATOM}(?:\.{_ATOM})*@{_LABEL}(?:\.{_LABEL})*")
+"""A dot-atom of RFC 5321 4.1.2 at a name, which may be of this machine or network only."""
+_SENDER_LENGTH: Final = 254
 
 
 class SettingsFault(Exception):
@@ -56,6 +65,17 @@ class Settings:
     behind_proxy: tuple[Network, ...]
     lifetimes: SessionLifetimes
     login_failure_limit: str
+    registration: Switch
+    registration_tier: str
+    recovery: Switch
+    registration_limit: str
+    verification_failure_limit: str
+    mails_per_address: int
+    mails_overall: int
+    smtp: MailServer | None
+    smtp_user: str
+    mail_from: str
+    sample_api: bool
 
 
 def parse_duration(text: str) -> Duration:
@@ -97,6 +117,12 @@ def _whole(lowest: int, highest: int) -> Callable[[str], int]:
     return parse
 
 
+def _switch(text: str) -> bool:
+    if text not in {"on", "off"}:
+        raise ValueError("must be on or off")
+    return text == "on"
+
+
 def _networks(text: str) -> tuple[Network, ...]:
     try:
         return tuple(ipaddress.ip_network(part) for part in re.split(r"[\s,]+", text.strip()) if part)
@@ -124,8 +150,26 @@ def _urls(text: str) -> frozenset[str]:
     return frozenset(_url(part) for part in re.split(r"[\s,]+", text.strip()) if part)
 
 
+def _switch(text: str) -> Switch:
+    match text:
+        case "on" | "off":
+            return text
+        case _:
+            raise ValueError("must be on or off")
+
+
 def _limit(text: str) -> str:
     parse_limit(text)
+    return text
+
+
+def _mail_server(text: str) -> MailServer | None:
+    return MailServer.parse(text) if text else None
+
+
+def _sender(text: str) -> str:
+    if _SENDER.fullmatch(text) is None or len(text) > _SENDER_LENGTH:
+        raise ValueError("must be an address such as api@example.com, in ASCII")
     return text
 
 
@@ -164,10 +208,26 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "tls_cert": Option("", str, "certificate chain, PEM; unless set, one is made under DATA/tls"),
     "tls_key": Option("", str, "its private key, PEM"),
     "behind_proxy": Option("", _networks, "networks of proxies that end TLS and whose word on scheme and address is taken"),
+    "sample_api": Option("off", _switch, "on: serve the sample partner API behind the gate"),
     "jwt_ttl": Option("24h", _positive_duration, "how long a session JWT is good for"),
     "refresh_ttl": Option("30d", _positive_duration, "how long a refresh token is good for, and a session may lie idle"),
     "session_ttl": Option("90d", _positive_duration, "how long a session may live however busy it is"),
     "login_failure_limit": Option("20/minute", _limit, "failed logins and refreshes per address before 429"),
+    "registration": Option("on", _switch, "whether organisations may register themselves: on or off"),
+    "registration_tier": Option("starter", _word, "the tier of a partner that has registered itself"),
+    "recovery": Option("on", _switch, "whether a code by mail gives such a partner a new API key: on or off"),
+    "registration_limit": Option("120/hour", _limit, "registrations per sender's address before 429"),
+    "verification_failure_limit": Option("20/minute", _limit, "wrong codes per sender's address before 429"),
+    "mails_per_address": Option("5", _whole(1, _MAILS_MAX), "mails that registration may cause in an hour to one address"),
+    "mails_overall": Option("1000", _whole(1, _MAILS_MAX), "mails that registration may cause in an hour to all addresses"),
+    "smtp": Option(
+        "",
+        _mail_server,
+        "the mail server: smtp+starttls://HOST:PORT, smtps://HOST:PORT, or smtp://HOST:PORT (TLS if it is offered); "
+        "unless set, mails are kept in DATA/outbox",
+    ),
+    "smtp_user": Option("", str, "who logs in there; the password comes from GATELODGE_SMTP_PASSWORD only"),
+    "mail_from": Option("gatelodge@localhost", _sender, "the address that mails are from"),
 }
 """The settings, by name: `tls_cert` in the file is `--tls-cert` as a flag and `GATELODGE_TLS_CERT` as a variable."""
 
@@ -222,6 +282,19 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         faults.append("--behind-proxy means that the proxy ends TLS: it excludes --tls-cert")
     if {"jwt_ttl", "session_ttl"} <= values.keys() and values["jwt_ttl"] > values["session_ttl"]:
         faults.append("jwt_ttl must not be longer than session_ttl")
+    return faults + _contradictions_of_mail(values)
+
+
+def _contradictions_of_mail(values: Mapping[str, Any]) -> list[str]:
+    faults = []
+    server, user = values.get("smtp"), values["smtp_user"]
+    if user and "smtp" in values and server is None:
+        faults.append("smtp_user needs a mail server: set smtp")
+    if server is not None and not server.is_near:
+        if user and server.protection is Protection.OPPORTUNISTIC:
+            faults.append("smtp_user has a password: it is sent over smtp+starttls:// or smtps:// only, or to this machine")
+        if values.get("mail_from") == OPTIONS["mail_from"].default:
+            faults.append("smtp needs an address that mails are from: set mail_from")
     return faults
 
 
@@ -246,4 +319,15 @@ def _settle(values: Mapping[str, Any]) -> Settings:
         behind_proxy=values["behind_proxy"],
         lifetimes=SessionLifetimes(values["jwt_ttl"], values["refresh_ttl"], values["session_ttl"]),
         login_failure_limit=values["login_failure_limit"],
+        registration=values["registration"],
+        registration_tier=values["registration_tier"],
+        recovery=values["recovery"],
+        registration_limit=values["registration_limit"],
+        verification_failure_limit=values["verification_failure_limit"],
+        mails_per_address=values["mails_per_address"],
+        mails_overall=values["mails_overall"],
+        smtp=values["smtp"],
+        smtp_user=values["smtp_user"],
+        mail_from=values["mail_from"],
+        sample_api=values["sample_api"],
     )

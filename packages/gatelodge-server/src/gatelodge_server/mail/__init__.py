@@ -1,0 +1,1 @@
+"""Mails on their way out: written (``letters.py``), handed over (``transports.py``), and who sees to it (``mailer.py``)."""
