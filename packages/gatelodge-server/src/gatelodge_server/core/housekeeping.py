@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from gatelodge.errors import Unavailable
-from gatelodge_server.core.model import DAY, Clock, Duration
-from gatelodge_server.core.ports import SessionStore, SigningKeyStore, TrailStore
+from gatelodge_server.core.model import DAY, HOUR, Clock, Duration, Instant
+from gatelodge_server.core.ports import QuotaStore, SessionStore, SigningKeyStore, TrailStore
 
 ENDED_SESSIONS_KEPT: Final[Duration] = DAY
+USAGE_KEPT: Final[Duration] = 400 * DAY
 _SLICE: Final = 500
 _PAUSE: Final = 0.1
 """Seconds between two slices: others want to write too."""
@@ -20,7 +21,7 @@ _REST: Final = 60.0
 """Seconds between two rounds."""
 
 
-class HousekeptStore(SessionStore, SigningKeyStore, TrailStore, Protocol):
+class HousekeptStore(SessionStore, SigningKeyStore, QuotaStore, TrailStore, Protocol):
     """What housekeeping needs of a store."""
 
 
@@ -34,6 +35,7 @@ class Housekeeping:
         self._clock = clock
         self._on_purged = on_purged
         self._on_mistake = on_mistake
+        self._usage_forgotten_at: Instant = -HOUR
 
     async def run(self) -> None:
         """Go round until cancelled. What cannot be done now is done in a later round."""
@@ -51,6 +53,9 @@ class Housekeeping:
         now = self._clock()
         await self._store.forget_replays(now=now)
         await self._store.retire_unneeded_keys(now=now)
+        if now - self._usage_forgotten_at >= HOUR:  # it is kept by the hour, so no other rows are too old before the next
+            await self._store.forget_usage(before=now - USAGE_KEPT)
+            self._usage_forgotten_at = now
         deleted, after = 0, None
         while True:
             purged = await self._store.purge_sessions(after=after, limit=_SLICE, ended_before=now - ENDED_SESSIONS_KEPT)

@@ -86,6 +86,14 @@ class Partners:
         """End the partner, its companies, keys and sessions for good."""
         return await self._set_status(partner_id, PartnerStatus.DEACTIVATED, by=by)
 
+    async def set_tier(self, partner_id: str, tier: str, *, by: str) -> int:
+        """Put the partner into a tier, at once. Raises ``PartnerNotFound``, ``PartnerDeactivated`` or ``TierNotFound``."""
+        match await self._store.set_partner_tier(partner_id, tier, now=self._clock(), by=by):
+            case Refused(reason):
+                raise reason
+            case done:
+                return done.sequence
+
     async def _set_status(self, partner_id: str, status: PartnerStatus, *, by: str) -> int:
         match await self._store.set_partner_status(partner_id, status, now=self._clock(), by=by):
             case Refused(reason):

@@ -60,9 +60,17 @@ class QuotaStore(Protocol):
         ...
 
     async def note_usage(self, usage: Sequence[UsageMark], last_uses: Sequence[LastUse]) -> None:
-        """Add to the usage that is kept for charts, and move marks of last use on (never back)."""
+        """Add to the usage that is kept for charts, and move marks of last use on (never back).
+
+        May be tried again when it raises ``Unavailable``: nothing was added then. What may have been added or not, because
+        the end of its transaction was not heard of, is taken as added, so that it is never counted twice.
+        """
         ...
 
     async def list_usage(self, partner_id: str, *, since: Instant) -> Sequence[UsageMark]:
         """A partner's usage by the hour, oldest first."""
+        ...
+
+    async def forget_usage(self, *, before: Instant) -> None:
+        """Drop the usage of hours that began before this moment."""
         ...

@@ -1,0 +1,430 @@
+"""Quotas: of what a tier allows in an hour and a day (by UTC), no more is let in than that, on any number of nodes.
+
+How a request is counted:
+
+1. The gate calls ``Quotas.count``. While this process holds a slice that it has leased for the present windows, the request is
+   taken from that, in memory and without a pause.
+2. Otherwise the store is asked for another slice: ``store/quotas.py`` ``lease_quotas`` locks the partner's row and lets
+   ``judge_ask`` decide. What is leased is taken, whoever uses it, so nodes together can never let in more than the limit.
+3. What is not used is given back: when the windows end, after a quarter of a second without use, after a change of tier and
+   when the process ends. Slices grow with the traffic and shrink as the limit nears; what a crash takes along is one slice.
+
+Whenever it is not known whether the store has heard something, the outcome is that fewer are let in, never more.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from gatelodge.errors import InvalidCredential, QuotaExceeded, Unavailable
+from gatelodge.rates import RateWindow, rate_headers, seconds_left
+from gatelodge_server.core.model import DAY, HOUR, SECOND, Clock, Instant, Tier
+from gatelodge_server.core.ports import Lease, QuotaAsk, QuotaStore
+from gatelodge_server.core.refusals import PartnerNotFound
+from gatelodge_server.core.usage import UsageLedger, UseKind
+
+BUSY: Final = 0.1
+"""Seconds: a slice that is used up within them was too small."""
+EXHAUSTED_KEPT: Final = 0.1
+"""Seconds for which "nothing is left" is believed: another node may give something back."""
+IDLE: Final = 0.25
+"""Seconds without a request after which a slice is given back."""
+SLICES: Final = 8
+"""No slice is larger than this part of what is left."""
+_TICK: Final = 0.1
+_FLUSH: Final = 1.0
+_NEVER: Final = float("-inf")
+
+
+# --- the decision ---------------------------------------------------------------------------------------------------------
+
+
+class Taken(NamedTuple):
+    """A partner's windows as the store has them: when they began, and how much of each is leased."""
+
+    hour_starts_at: Instant
+    hour_taken: int
+    day_starts_at: Instant
+    day_taken: int
+
+
+def judge_ask(taken: Taken | None, ask: QuotaAsk, tier: Tier) -> tuple[Taken, Lease]:
+    """What an ask gets, and how the windows stand then.
+
+    A window never goes back: who asks by a clock that is behind is counted in the later window. What comes back unused counts
+    for the window that it was taken from, if that is still the present one.
+    """
+    before = taken or Taken(0, 0, 0, 0)
+    hour_at = max(before.hour_starts_at, ask.now - ask.now % HOUR)
+    day_at = max(before.day_starts_at, ask.now - ask.now % DAY)
+    hour = before.hour_taken if before.hour_starts_at == hour_at else 0
+    day = before.day_taken if before.day_starts_at == day_at else 0
+    if ask.unused_hour_at == hour_at:
+        hour = max(0, hour - ask.unused)
+    if ask.unused_day_at == day_at:
+        day = max(0, day - ask.unused)
+    granted = max(0, min(ask.want, tier.requests_per_hour - hour, tier.requests_per_day - day))
+    after = Taken(hour_at, hour + granted, day_at, day + granted)
+    return after, Lease(granted, tier, *after)
+
+
+# --- how a partner stands -------------------------------------------------------------------------------------------------
+
+
+class WindowUse(NamedTuple):
+    """How much of a window is used. What this process holds and has not used counts as remaining."""
+
+    limit: int
+    used: int
+    remaining: int
+    resets_at: Instant
+
+
+class QuotaStatus(NamedTuple):
+    """How a partner stands."""
+
+    tier: Tier
+    hour: WindowUse
+    day: WindowUse
+
+    def windows(self) -> tuple[RateWindow, RateWindow]:
+        """The same, for ``gatelodge.rates.rate_headers``."""
+        hour, day = self.hour, self.day
+        return (
+            RateWindow("hour", hour.limit, HOUR // SECOND, hour.resets_at, hour.remaining),
+            RateWindow("day", day.limit, DAY // SECOND, day.resets_at, day.remaining),
+        )
+
+
+def _status_of(taken: Taken, tier: Tier, held: int) -> QuotaStatus:
+    hour, day = taken.hour_taken - held, taken.day_taken - held
+    # A tier can have been lowered to below what is used already.
+    return QuotaStatus(
+        tier,
+        WindowUse(tier.requests_per_hour, hour, max(0, tier.requests_per_hour - hour), taken.hour_starts_at + HOUR),
+        WindowUse(tier.requests_per_day, day, max(0, tier.requests_per_day - day), taken.day_starts_at + DAY),
+    )
+
+
+# --- this process's side --------------------------------------------------------------------------------------------------
+
+_NOTHING: Final = Taken(0, 0, 0, 0)
+
+
+class _Book:
+    """What this process holds of a partner's quota, and who waits for more. One ask is under way at a time, or none."""
+
+    __slots__ = (
+        "asking",
+        "counts",
+        "day_ends_at",
+        "epoch",
+        "exhausted_until",
+        "hour_ends_at",
+        "idle_since",
+        "leased_at",
+        "left",
+        "looks",
+        "noted",
+        "partner_id",
+        "refused",
+        "seen",
+        "served",
+        "slice",
+        "taken",
+        "tier",
+        "unused",
+    )
+
+    def __init__(self, partner_id: str, at: float) -> None:
+        self.partner_id = partner_id
+        self.tier = Tier("", 0, 0)
+        self.taken = _NOTHING
+        self.hour_ends_at = self.day_ends_at = 0
+        self.left = 0
+        """May be let in: of the lease that ``taken`` came with."""
+        self.unused = 0
+        """Not to be used any more, but to be given back: of the same lease."""
+        self.slice = 1
+        self.leased_at = self.exhausted_until = _NEVER
+        self.served = self.refused = 0
+        self.noted = (0, 0)
+        """How much of ``served`` and ``refused`` the ledger has."""
+        self.epoch = 0
+        """Counts how often it was told to forget: what was asked for before is not used after."""
+        self.counts: deque[asyncio.Future[QuotaStatus]] = deque()
+        self.looks: list[asyncio.Future[QuotaStatus]] = []
+        self.asking: asyncio.Task[None] | None = None
+        self.seen, self.idle_since = 0, at
+
+    def status(self) -> QuotaStatus:
+        return _status_of(self.taken, self.tier, self.left + self.unused)
+
+    def let_in(self) -> QuotaStatus:
+        """Take one from what is left. For every request: so the arithmetic of ``status``, without its calls."""
+        self.left = left = self.left - 1
+        self.served += 1
+        tier, (_, hour, _, day) = self.tier, self.taken
+        _, hour_limit, day_limit = tier
+        hour -= left
+        day -= left
+        return QuotaStatus(
+            tier,
+            WindowUse(hour_limit, hour, hour_limit - hour, self.hour_ends_at),
+            WindowUse(day_limit, day, day_limit - day, self.day_ends_at),
+        )
+
+    def refuse(self, now: Instant) -> QuotaExceeded:
+        self.refused += 1
+        windows = self.status().windows()
+        used_up = [window for window in windows if not window.remaining]
+        longest = max(seconds_left(window, now) for window in used_up)
+        return QuotaExceeded([window.name for window in used_up], longest, rate_headers(windows, now))
+
+    def set_aside(self) -> None:
+        """Use nothing of what is held any more: it is to be given back."""
+        self.unused += self.left
+        self.left = 0
+
+    def next_ask(self, now: Instant, at: float) -> QuotaAsk:
+        """The ask that answers all who wait. It gives back whatever is held, unless it is to look only."""
+        if not self.counts and not self.unused:
+            return QuotaAsk(self.partner_id, 0, now)
+        want = self._next_slice(now, at) if self.counts else 0
+        self.set_aside()
+        unused, self.unused = self.unused, 0
+        return QuotaAsk(self.partner_id, want, now, unused, self.taken.hour_starts_at, self.taken.day_starts_at)
+
+    def _next_slice(self, now: Instant, at: float) -> int:
+        if self.leased_at > _NEVER:
+            used_up_at_once = not self.left and not self.unused and at - self.leased_at <= BUSY
+            self.slice = self.slice * 2 if used_up_at_once else max(1, self.slice // 2)
+        hour = self.taken.hour_taken if now < self.hour_ends_at else 0
+        day = self.taken.day_taken if now < self.day_ends_at else 0
+        room = min(self.tier.requests_per_hour - hour, self.tier.requests_per_day - day)
+        self.slice = min(max(self.slice, len(self.counts)), max(1, room // SLICES))
+        return self.slice
+
+    def settle(self, ledger: UsageLedger) -> None:
+        """Enter what was counted since the last time."""
+        served, refused = self.noted
+        self.noted = (self.served, self.refused)
+        ledger.note(self.partner_id, self.taken.hour_starts_at, self.served - served, self.refused - refused)
+
+    def adopt(self, lease: Lease, ledger: UsageLedger) -> QuotaStatus:
+        """From now on the windows are those of ``lease``. Whatever is held is of these windows, or nothing is held."""
+        if self.taken.hour_starts_at != lease.hour_starts_at:
+            self.settle(ledger)
+        self.tier, self.taken = lease.tier, Taken(*lease[2:])
+        self.hour_ends_at, self.day_ends_at = lease.hour_starts_at + HOUR, lease.day_starts_at + DAY
+        self.exhausted_until = _NEVER
+        return self.status()
+
+    def look_at(self, lease: Lease, ledger: UsageLedger) -> QuotaStatus:
+        """How the partner stands by a lease of nothing, which has left what is held as it was."""
+        if self.taken.hour_starts_at == lease.hour_starts_at or not (self.left or self.unused):
+            return self.adopt(lease, ledger)
+        # Others are in later windows already; what is held is of earlier ones, and these are what it is known by.
+        return _status_of(Taken(*lease[2:]), lease.tier, 0)
+
+    def fail(self, fault: type[Exception] | Exception) -> None:
+        """Tell all who wait that it cannot be done."""
+        for future in (*self.counts, *self.looks):
+            if not future.done():
+                future.set_exception(fault)
+        self.counts.clear()
+        self.looks.clear()
+
+
+class Quotas:
+    """What this process lets in of each partner. Belongs to one event loop.
+
+    ``run`` must be running for what is not used to be given back; ``close`` gives everything back and ends ``run``.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: QuotaStore,
+        clock: Clock,
+        monotonic: Callable[[], float],
+        on_mistake: Callable[[Exception], None],
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._monotonic = monotonic
+        self._on_mistake = on_mistake
+        self._books: dict[str, _Book] = {}
+        self._ledger = UsageLedger(store)
+        self._flushing = asyncio.Lock()
+        self._flush_due = _NEVER
+        self._closing = asyncio.Event()
+
+    async def count(self, partner_id: str, now: Instant) -> QuotaStatus:
+        """Let one request of a partner in. Raises ``QuotaExceeded``, or ``Unavailable`` when the store cannot be asked."""
+        book = self._books.get(partner_id)
+        # The windows are judged by every request's own time: a process that was frozen wakes up with an old lease.
+        if book is not None and now < book.hour_ends_at:
+            if book.left:
+                return book.let_in()
+            if self._monotonic() < book.exhausted_until:
+                raise book.refuse(now)
+        book = book or self._open(partner_id)
+        future: asyncio.Future[QuotaStatus] = asyncio.get_running_loop().create_future()
+        book.counts.append(future)
+        self._wake(book)
+        return await future
+
+    async def status(self, partner_id: str) -> QuotaStatus:
+        """How a partner stands at this moment, on all nodes. Raises ``PartnerNotFound`` or ``Unavailable``."""
+        book = self._books.get(partner_id) or self._open(partner_id)
+        future: asyncio.Future[QuotaStatus] = asyncio.get_running_loop().create_future()
+        book.looks.append(future)
+        self._wake(book)
+        try:
+            return await future
+        except InvalidCredential:
+            raise PartnerNotFound from None
+
+    def note_use(self, kind: UseKind, credential_id: str, address: str, now: Instant) -> None:
+        """A credential is being used from ``address``: to be remembered as its last use."""
+        self._ledger.note_use(kind, credential_id, address, now)
+
+    def hear(self, kind: str, subject: str) -> None:
+        """Heed a change (``following.Forget``): of a partner's tier, or of what a tier allows."""
+        if kind == "partner":
+            self.forget(subject)
+        elif kind == "tier":
+            self.forget_all()
+
+    def forget(self, partner_id: str) -> None:
+        """The partner may have another tier: ask the store before the next request is let in, and give back what is held."""
+        book = self._books.get(partner_id)
+        if book is not None:
+            book.epoch += 1
+            book.exhausted_until = _NEVER
+            book.set_aside()
+            if book.unused:
+                self._wake(book)
+
+    def forget_all(self) -> None:
+        """As ``forget``, for every partner."""
+        for partner_id in tuple(self._books):
+            self.forget(partner_id)
+
+    async def run(self) -> None:
+        """Give back what is not used and tell the store what was counted, until closed."""
+        while not self._closing.is_set():
+            try:
+                await self.go_round()
+            except Unavailable:
+                pass  # the store has said so already
+            except Exception as mistake:  # noqa: BLE001 - whatever it is, the next round may do without it
+                self._on_mistake(mistake)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_TICK):
+                    await self._closing.wait()
+
+    async def go_round(self) -> None:
+        """Give back what is idle or of an ended window; about once a second, tell what was counted. Raises ``Unavailable``."""
+        now, at = self._clock(), self._monotonic()
+        for book in tuple(self._books.values()):
+            counted = book.served + book.refused
+            if counted != book.seen:
+                book.seen, book.idle_since = counted, at
+            is_idle = at - book.idle_since >= IDLE
+            if book.left and (is_idle or now >= book.hour_ends_at):
+                book.set_aside()
+                self._wake(book)
+            elif is_idle and book.asking is None and not book.left:
+                book.settle(self._ledger)
+                del self._books[book.partner_id]
+        await self._wait_for_asks()
+        if at >= self._flush_due:
+            self._flush_due = at + _FLUSH
+            await self._flush()
+
+    async def close(self) -> None:
+        """Give back everything and tell what was counted. What the store does not hear now is lost: fewer are let in."""
+        self._closing.set()
+        while held := [book for book in self._books.values() if book.left or book.unused or book.asking]:
+            for book in held:
+                book.set_aside()
+                self._wake(book)
+            await self._wait_for_asks()
+        with suppress(Unavailable):  # the store has said so already
+            await self._flush()
+
+    def _open(self, partner_id: str) -> _Book:
+        book = self._books[partner_id] = _Book(partner_id, self._monotonic())
+        return book
+
+    async def _flush(self) -> None:
+        async with self._flushing:
+            for book in self._books.values():
+                book.settle(self._ledger)
+            await self._ledger.flush()
+
+    async def _wait_for_asks(self) -> None:
+        asks = [book.asking for book in self._books.values() if book.asking is not None]
+        if asks:
+            await asyncio.wait(asks)
+
+    def _wake(self, book: _Book) -> None:
+        if book.asking is None:
+            book.asking = asyncio.get_running_loop().create_task(self._ask_for_all(book))
+
+    async def _ask_for_all(self, book: _Book) -> None:
+        """Ask until nobody waits and nothing is to be given back. It goes on although those who wait may have gone away."""
+        try:
+            while book.counts or book.looks or book.unused:
+                await self._ask(book)
+        except Exception as mistake:  # noqa: BLE001 - all who wait hear of it
+            book.fail(mistake)
+            self._on_mistake(mistake)
+        finally:
+            book.asking = None
+
+    async def _ask(self, book: _Book) -> None:
+        epoch, ask = book.epoch, book.next_ask(self._clock(), self._monotonic())
+        looks, book.looks = book.looks, []
+        try:
+            lease = await self._store.lease_quota(ask)
+        except Unavailable:
+            # What was given back with this ask is not given back again, and what it was granted is not used: whether the
+            # store has heard it is not known.
+            book.looks += looks
+            book.fail(Unavailable)
+            return
+        if lease is None:
+            book.looks += looks
+            book.fail(InvalidCredential)
+            return
+        status = book.adopt(lease, self._ledger) if ask.want or ask.unused else book.look_at(lease, self._ledger)
+        if ask.want:
+            self._hand_out(book, lease.granted, is_late=book.epoch != epoch)
+            status = book.status()
+        for future in looks:
+            if not future.done():
+                future.set_result(status)
+
+    def _hand_out(self, book: _Book, granted: int, *, is_late: bool) -> None:
+        at, now = self._monotonic(), self._clock()
+        if is_late or now >= book.hour_ends_at:
+            # The tier may have changed, or the process was frozen meanwhile: all of it goes back, and the rest is asked anew.
+            book.unused = granted
+            return
+        if granted:
+            book.left, book.leased_at = granted, at
+        else:
+            book.exhausted_until = at + EXHAUSTED_KEPT
+        while book.counts and (book.left or not granted):
+            future = book.counts.popleft()
+            if future.done():  # its caller has gone
+                continue
+            if granted:
+                future.set_result(book.let_in())
+            else:
+                future.set_exception(book.refuse(now))

@@ -1,0 +1,159 @@
+"""Quotas and usage. ``lease_quotas`` takes many asks and gives each its own lease, in order; ``batch.py`` collects them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import Connection, Table, and_, bindparam, delete, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from gatelodge_server.core.model import Instant, Tier
+from gatelodge_server.core.ports import LastUse, Lease, QuotaAsk, UsageMark
+from gatelodge_server.core.quotas import Taken, judge_ask
+from gatelodge_server.store.keys import note_first_use
+from gatelodge_server.store.tables import access_token, credential, partner, quota, tier, usage
+
+_ALLOWED = (
+    select(partner.c.id, tier.c.name, tier.c.requests_per_hour, tier.c.requests_per_day, quota.c.partner_id)
+    .select_from(partner.join(tier, tier.c.name == partner.c.tier).outerjoin(quota, quota.c.partner_id == partner.c.id))
+    .where(partner.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(partner.c.id)
+)
+# Rows are made and locked in one order everywhere, so that nodes never wait for each other in a circle.
+_LOCK = (
+    select(quota.c.partner_id, quota.c.hour_starts_at, quota.c.hour_taken, quota.c.day_starts_at, quota.c.day_taken)
+    .where(quota.c.partner_id.in_(bindparam("ids", expanding=True)))
+    .order_by(quota.c.partner_id)
+    .with_for_update()
+)
+_WRITE = (
+    update(quota)
+    .where(quota.c.partner_id == bindparam("id"))
+    .values(
+        hour_starts_at=bindparam("new_hour_starts_at"),
+        hour_taken=bindparam("new_hour_taken"),
+        day_starts_at=bindparam("new_day_starts_at"),
+        day_taken=bindparam("new_day_taken"),
+    )
+)
+_NOTHING: Final = Taken(0, 0, 0, 0)
+
+_ADD = (
+    update(usage)
+    .where(usage.c.partner_id == bindparam("id"), usage.c.hour_starts_at == bindparam("hour"))
+    .values(accepted=usage.c.accepted + bindparam("more_accepted"), refused=usage.c.refused + bindparam("more_refused"))
+)
+
+_THERE = select(usage.c.partner_id, usage.c.hour_starts_at).where(
+    usage.c.partner_id.in_(bindparam("ids", expanding=True)), usage.c.hour_starts_at.in_(bindparam("hours", expanding=True))
+)
+_UNUSED = select(credential.c.id).where(
+    credential.c.id.in_(bindparam("ids", expanding=True)), credential.c.first_used_at.is_(None)
+)
+
+
+def _move_last_use(table: Table) -> Any:  # noqa: ANN401 - SQLAlchemy's own name for it is generic in what nobody needs
+    last = table.c.last_used_at
+    return (
+        update(table)
+        .where(table.c.id == bindparam("used_id"), or_(last.is_(None), last < bindparam("at")))
+        .values(last_used_at=bindparam("at"), last_used_from=bindparam("address"))
+    )
+
+
+_MOVE: Final = {"key": _move_last_use(credential), "token": _move_last_use(access_token)}
+
+
+def lease_quotas(connection: Connection, asks: Sequence[QuotaAsk]) -> list[Lease | None]:
+    """Lock the rows, judge the asks one after the other, write what has changed.
+
+    Two asks of one partner in one batch are judged in order, the second against what the first has made of the row.
+    """
+    ids = list({ask.partner_id for ask in asks})
+    tiers: dict[str, Tier] = {}
+    for partner_id, name, per_hour, per_day, has_row in connection.execute(_ALLOWED, {"ids": ids}).all():
+        tiers[partner_id] = Tier(name, per_hour, per_day)
+        if has_row is None:
+            _insert_unless_there(connection, quota, {"partner_id": partner_id, **_NOTHING._asdict()})
+    found = {row[0]: Taken(*row[1:]) for row in connection.execute(_LOCK, {"ids": ids})}
+    leases: list[Lease | None] = []
+    changed: dict[str, Taken] = {}
+    for ask in asks:
+        before = found.get(ask.partner_id)
+        if before is None:
+            leases.append(None)
+            continue
+        after, lease = judge_ask(before, ask, tiers[ask.partner_id])
+        if after != before:
+            changed[ask.partner_id] = found[ask.partner_id] = after
+        leases.append(lease)
+    if changed:
+        connection.execute(_WRITE, [_row_of(partner_id, taken) for partner_id, taken in changed.items()])
+    return leases
+
+
+def _row_of(partner_id: str, taken: Taken) -> dict[str, object]:
+    return {
+        "id": partner_id,
+        "new_hour_starts_at": taken.hour_starts_at,
+        "new_hour_taken": taken.hour_taken,
+        "new_day_starts_at": taken.day_starts_at,
+        "new_day_taken": taken.day_taken,
+    }
+
+
+def _insert_unless_there(connection: Connection, table: Table, row: Mapping[str, object]) -> None:
+    """Insert a row, unless another node has just done so: then that one's commit has been waited for."""
+    try:
+        with connection.begin_nested():
+            connection.execute(insert(table), row)
+    except IntegrityError:
+        pass
+
+
+def note_usage(connection: Connection, marks: Sequence[UsageMark], last_uses: Sequence[LastUse]) -> None:
+    """Add to the usage, and move the marks of last use on."""
+    added = sorted(marks)
+    if added:
+        asked = {"ids": list({mark.partner_id for mark in added}), "hours": list({mark.hour_starts_at for mark in added})}
+        there = {(row.partner_id, row.hour_starts_at) for row in connection.execute(_THERE, asked)}
+        for mark in added:
+            key = (mark.partner_id, mark.hour_starts_at)
+            if key not in there:
+                there.add(key)
+                row = {"partner_id": mark.partner_id, "hour_starts_at": mark.hour_starts_at, "accepted": 0, "refused": 0}
+                _insert_unless_there(connection, usage, row)
+        connection.execute(
+            _ADD,
+            [
+                {"id": id_, "hour": hour, "more_accepted": accepted, "more_refused": refused}
+                for id_, hour, accepted, refused in added
+            ],
+        )
+    for kind, statement in _MOVE.items():
+        uses = [
+            {"used_id": use.credential_id, "at": use.at, "address": use.address}
+            for use in sorted(last_uses)
+            if use.kind == kind
+        ]
+        if uses:
+            connection.execute(statement, uses)
+    keys = {use.credential_id: use.at for use in last_uses if use.kind == "key"}
+    unused = connection.execute(_UNUSED, {"ids": list(keys)}).scalars().all() if keys else ()
+    if unused:
+        note_first_use(connection, unused, max(keys[key_id] for key_id in unused))
+
+
+def list_usage(connection: Connection, partner_id: str, since: Instant) -> Sequence[UsageMark]:
+    """A partner's usage by the hour, oldest first."""
+    query = (
+        select(usage.c.partner_id, usage.c.hour_starts_at, usage.c.accepted, usage.c.refused)
+        .where(and_(usage.c.partner_id == partner_id, usage.c.hour_starts_at >= since))
+        .order_by(usage.c.hour_starts_at)
+    )
+    return [UsageMark(*row) for row in connection.execute(query)]
+
+
+def forget_usage(connection: Connection, before: Instant) -> None:
+    """Drop the usage of hours that began before a moment. By partner, so that the primary key finds them."""
+    everybody = select(partner.c.id)
+    connection.execute(delete(usage).where(usage.c.partner_id.in_(everybody), usage.c.hour_starts_at < before))
