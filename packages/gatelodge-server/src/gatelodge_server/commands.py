@@ -135,17 +135,18 @@ def show(answer: Record | Sequence[Record], *, json_output: bool) -> None:
         return
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
     if isinstance(answer, Mapping):
-        table = Table.grid(padding=(0, 2))
+        # Not a table: a token is longer than any terminal is wide, and must come out of it without a line break.
+        widest = max(map(len, answer))
         for name, value in answer.items():
-            table.add_row(Text(name, style="bold"), _text(value))
-    else:
-        columns = list(dict.fromkeys(name for record in answer for name in record))
-        table = Table(*columns, box=None, header_style="bold", pad_edge=False)
-        for record in answer:
-            table.add_row(*(_text(record.get(name)) for name in columns))
-        if not answer:
-            console.print("none")
-            return
+            console.print(Text(name.ljust(widest), style="bold") + Text("  ") + _text(value))
+        return
+    if not answer:
+        console.print("none")
+        return
+    columns = list(dict.fromkeys(name for record in answer for name in record))
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    for record in answer:
+        table.add_row(*(_text(record.get(name)) for name in columns))
     console.print(table)
 
 
