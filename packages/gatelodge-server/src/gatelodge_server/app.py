@@ -25,10 +25,11 @@ from gatelodge_server.core.following import ChangeFollower
 from gatelodge_server.core.housekeeping import Housekeeping
 from gatelodge_server.core.model import SECOND, Clock, Entropy, KeyPurpose
 from gatelodge_server.core.partners import Partners
-from gatelodge_server.core.ports import Store
+from gatelodge_server.core.ports import MailLimits, Store
 from gatelodge_server.core.quotas import Quotas
 from gatelodge_server.core.records import StoreRecords
 from gatelodge_server.core.refresh_tokens import RefreshTokens
+from gatelodge_server.core.registration import RegistrationRules, Registrations
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.core.sessions import Sessions
 from gatelodge_server.core.signing import SigningKeys
@@ -41,6 +42,8 @@ from gatelodge_server.http.guard import Guard
 from gatelodge_server.http.metadata import MetadataRoutes
 from gatelodge_server.http.openapi import pages
 from gatelodge_server.http.operation import Operation
+from gatelodge_server.http.problems import TooManyRequests
+from gatelodge_server.http.registration import RegistrationRoutes
 from gatelodge_server.http.sessions import SessionRoutes
 from gatelodge_server.http.turnstile import Turnstile, log_refusal
 from gatelodge_server.log import log
@@ -99,6 +102,7 @@ class Lodge:
     follower: ChangeFollower
     verifier: Verifier
     mailer: Mailer
+    registrations: Registrations
     close: Callable[[], Awaitable[None]]
 
 
@@ -210,6 +214,13 @@ def assemble(
     follower.tell(verifier.forget)
     quotas = Quotas(store=store, clock=clock, monotonic=time.monotonic, on_mistake=_log_miscount)
     follower.tell(quotas.hear)
+    mailer = Mailer(
+        store=store,
+        transport=transport_of(settings, smtp_password, show_mail),
+        composer=Composer(sender=settings.mail_from, public_url=settings.public_url, environment=settings.environment),
+        sealer=vault,
+        clock=clock,
+    )
     return Lodge(
         settings=settings,
         store=store,
@@ -234,12 +245,21 @@ def assemble(
         ),
         follower=follower,
         verifier=verifier,
-        mailer=Mailer(
+        mailer=mailer,
+        registrations=Registrations(
             store=store,
-            transport=transport_of(settings, smtp_password, show_mail),
-            composer=Composer(sender=settings.mail_from, public_url=settings.public_url, environment=settings.environment),
+            credentials=credentials,
             sealer=vault,
+            digester=vault,
             clock=clock,
+            entropy=entropy,
+            slugify=slug_of,
+            rules=RegistrationRules(
+                tier=settings.registration_tier,
+                recovery=settings.recovery,
+                limits=MailLimits(settings.mails_per_address, settings.mails_overall),
+            ),
+            on_mail_queued=mailer.wake,
         ),
         close=store.close,
     )
@@ -288,8 +308,17 @@ def slug_of(name: str) -> str:
 def operations_of(lodge: Lodge) -> Sequence[Operation]:
     """Everything that is served, in the order of the documentation."""
     guard = Guard(lodge.verifier)
-    attempts = Attempts(lodge.settings.login_failure_limit)
+    settings = lodge.settings
+    attempts = Attempts(settings.login_failure_limit)
+    registration = RegistrationRoutes(
+        registrations=lodge.registrations,
+        quotas=lodge.quotas,
+        guard=guard,
+        requests=Attempts(settings.registration_limit, refusal=TooManyRequests),
+        failures=Attempts(settings.verification_failure_limit),
+    )
     return [
+        *registration.operations(registration=settings.registration == "on"),
         *SessionRoutes(sessions=lodge.sessions, guard=guard, attempts=attempts).operations(),
         *CompanyRoutes(companies=lodge.companies, guard=guard).operations(),
         *MetadataRoutes(store=lodge.store, signing_keys=lodge.signing_keys, access_keys=lodge.access_keys).operations(),
@@ -343,7 +372,7 @@ def web_app(lodge: Lodge) -> Edge:
         operations=operations,
         router=Router(routes, redirect_slashes=False, lifespan=lambda _: at_work(lodge)),
         proxies=TrustedProxies(lodge.settings.behind_proxy),
-        gated=(_API_PREFIX, gate_before(_sample_api(), lodge)) if lodge.settings.sample_api else None,
+        gated=(_API_PREFIX, gate_before(_sample_api(), lodge)) if lodge.settings.sample_api == "on" else None,
         boot_id=os.urandom(6).hex(),
     )
 

@@ -1,8 +1,10 @@
-"""Failed attempts are counted by address, so that guessing is slow for the one who guesses and for nobody else."""
+"""Failed attempts, and what bothers others, are counted by address: so that it is slow for who does it and for nobody else."""
 
 import ipaddress
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Final
 
 from limits import RateLimitItem, parse
@@ -10,7 +12,7 @@ from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 
 from gatelodge_server.http.edge import parse_address
-from gatelodge_server.http.problems import TooManyFailures
+from gatelodge_server.http.problems import TooManyFailures, TooManyRequests
 
 _PREFIX: Final = 64
 
@@ -30,14 +32,43 @@ class Attempts:
     there. Only the answer "invalid" turns into "too many" (and so tells a guesser less).
     """
 
-    def __init__(self, limit: str, *, wall_clock: Callable[[], float] = time.time) -> None:  # noqa: TID251 - limits' own clock
+    def __init__(
+        self,
+        limit: str,
+        *,
+        refusal: type[TooManyFailures | TooManyRequests] = TooManyFailures,
+        wall_clock: Callable[[], float] = time.time,  # noqa: TID251 - limits' own clock
+    ) -> None:
         self._limit: RateLimitItem = parse(limit)
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._refusal = refusal
         self._wall_clock = wall_clock
+        self._under_way: Counter[str] = Counter()
 
     async def count(self, address: str) -> None:
-        """Count an ``InvalidCredential`` that is about to be answered. Raises ``TooManyFailures`` past the limit instead."""
+        """Count what is about to be answered, an ``InvalidCredential`` mostly. Raises ``refusal`` past the limit instead."""
         bucket = bucket_of(address)
         if not await self._limiter.hit(self._limit, bucket):
-            window = await self._limiter.get_window_stats(self._limit, bucket)
-            raise TooManyFailures(max(1, round(window.reset_time - self._wall_clock())))
+            raise await self._refuse(bucket)
+
+    @asynccontextmanager
+    async def attempt(self, address: str) -> AsyncIterator[None]:
+        """Around an attempt that must not even be judged past the limit: then it raises, and nothing was attempted.
+
+        Those under way count as failures until they are over, so that no crowd gets through at once. Whoever makes the attempt
+        says with ``count`` that it has failed.
+        """
+        bucket = bucket_of(address)
+        window = await self._limiter.get_window_stats(self._limit, bucket)
+        if window.remaining <= self._under_way[bucket]:
+            raise await self._refuse(bucket)
+        self._under_way[bucket] += 1
+        try:
+            yield
+        finally:
+            self._under_way[bucket] -= 1
+            self._under_way += Counter()  # forgets those that are at nought
+
+    async def _refuse(self, bucket: str) -> Exception:
+        window = await self._limiter.get_window_stats(self._limit, bucket)
+        return self._refusal(max(1, round(window.reset_time - self._wall_clock())))

@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Self, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 import pycountry
@@ -17,6 +18,7 @@ from stdnum.eu import vat
 from stdnum.exceptions import ValidationError as NumberError
 
 from gatelodge_server.core.companies import canonical_tax_number
+from gatelodge_server.core.registration import ADDRESS_MAX, canonical_address
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.http.problems import FieldError, InvalidFields
 
@@ -134,6 +136,56 @@ class Email(Line):
             raise ValueError("is not an e-mail address") from fault
 
 
+class RegistrantEmail(Email):
+    """An e-mail address that somebody reads the mail of."""
+
+    @classmethod
+    def check(cls, text: str) -> str:
+        """It also has a canonical form that is not too long to be kept: folding may make one letter many."""
+        address = super().check(text)
+        if len(canonical_address(address)) > ADDRESS_MAX:
+            raise ValueError("is not an e-mail address")
+        return address
+
+
+class IntendedUse(Line):
+    """What somebody means to do, in up to 1000 characters on one line."""
+
+    longest = 1000
+
+
+class WebsiteUrl(Line):
+    """An absolute http or https URL of up to 500 characters."""
+
+    longest = 500
+    schema: ClassVar[Mapping[str, object]] = {"format": "uri", "examples": ["https://www.example.com/"]}
+
+    @classmethod
+    def check(cls, text: str) -> str:
+        """It names a host, and nobody's password; whether anything is there is not asked."""
+        try:
+            parts = urlsplit(text)
+            is_url = parts.scheme in {"http", "https"} and bool(parts.hostname) and "@" not in parts.netloc and parts.port != 0
+        except ValueError:  # of the port, or of an IPv6 address
+            is_url = False
+        if not is_url or any(character.isspace() or not character.isprintable() for character in text):
+            raise ValueError("is not an http or https URL")
+        return text
+
+
+class Agreement:
+    """`true`: the only thing that counts as having agreed."""
+
+    schema: ClassVar[Mapping[str, object]] = {"const": True}
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Check it. Raises ``ValueError`` for anything but `true`, such as 1 or `"true"`."""
+        if value is not True:
+            raise ValueError("must be true")
+        return cls()
+
+
 class Iban(Line):
     """An IBAN (ISO 13616), its check digits right."""
 
@@ -207,6 +259,8 @@ def _faults(fields: Mapping[str, object], body: type[msgspec.Struct]) -> list[Fi
 
 
 def _parse(wanted: type, value: Any) -> object:  # noqa: ANN401 - msgspec's signature
+    if wanted is Agreement:
+        return Agreement.parse(value)
     if not isinstance(value, str):
         raise ValueError("must be a string")  # noqa: TRY004 - msgspec reports a ValueError as the sender's fault
     return wanted.parse(value) if issubclass(wanted, Line) else Secret(value)
@@ -226,6 +280,8 @@ def schema_of(wanted: type) -> dict[str, object]:
         return {"type": "string", "minLength": 1, "maxLength": wanted.longest, "description": doc, **wanted.schema}
     if wanted is Secret:
         return {"type": "string"}
+    if wanted is Agreement:
+        return dict(Agreement.schema)
     raise TypeError(f"{wanted.__name__} has no schema")
 
 

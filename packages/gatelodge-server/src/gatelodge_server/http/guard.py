@@ -34,6 +34,16 @@ class Guard:
         """The partner whose API key the request carries. Raises ``NotAllowed`` for any other credential."""
         return _holder(await self._caller(call, "api-key"))
 
+    async def unjudged_key(self, call: Call) -> Secret:
+        """What the request presents as an API key, for a verb that judges it by itself. Raises as above for a genuine JWT."""
+        presented = call.credential()
+        if presented is None:
+            raise NoCredential
+        if "." in presented.reveal():  # an API key has none, a JWT two
+            await self.partner_key(call)
+        call.subject = key_id_of(presented)
+        return presented
+
     async def session(self, call: Call) -> bytes:
         """The id of the session whose JWT the request carries, a partner's or a company's. Raises as above."""
         caller = await self._identify(call)

@@ -69,7 +69,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
         described["requestBody"] = {"required": not operation.body_optional, "content": content}
     if operation.credential is not None:
         described["security"] = [{"bearer": []}, {"rAuth": []}]
-        if operation.body_optional and operation.admit is None:
+        if operation.credential_optional:
             described["security"].append({})
     return described
 

@@ -116,6 +116,7 @@ class Operation:
     """Who may call it: judged before the body is looked at. ``None``: anybody, or the handler finds out."""
     credential: str | None = None
     """Which credential it takes, in words for the documentation; ``None``: none."""
+    credential_optional: bool = False
     body_optional: bool = False
     idempotent_by_key: bool = False
     """Whether an `Idempotency-Key` lets a lost answer be asked for again."""

@@ -164,6 +164,7 @@ class SessionRoutes:
                 body=LogoutBody,
                 body_optional=True,
                 credential="the session JWT, unless the body holds a refresh token",
+                credential_optional=True,
                 answers={204: None},
                 refusals=(*CREDENTIAL_REFUSALS, NoCredential, TooManyFailures),
             ),

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
+from gatelodge.errors import Unavailable
 from gatelodge_server.core.model import (
     AccessToken,
     AuditEvent,
@@ -19,6 +20,7 @@ from gatelodge_server.core.model import (
     SessionEnd,
     SigningKey,
     Standing,
+    Tier,
 )
 from gatelodge_server.core.ports import (
     Challenge,
@@ -26,12 +28,15 @@ from gatelodge_server.core.ports import (
     Confirmation,
     Confirmed,
     Done,
+    LastUse,
+    Lease,
     LoginAttempt,
     Mail,
     MailLimits,
     MailOutcome,
     Opened,
     Purged,
+    QuotaAsk,
     Recovery,
     RefreshAttempt,
     RefreshOutcome,
@@ -42,8 +47,9 @@ from gatelodge_server.core.ports import (
     Rolled,
     RolledBefore,
     SessionStanding,
+    UsageMark,
 )
-from gatelodge_server.store import companies, keys, outbox, partners, sessions, signing, tokens, trail
+from gatelodge_server.store import companies, keys, outbox, partners, quotas, sessions, signing, tiers, tokens, trail
 from gatelodge_server.store import registration as registrations
 from gatelodge_server.store.batch import Batch
 
@@ -91,6 +97,7 @@ class SqlStore:
         self._find: Batch[bytes, SessionStanding | None] = Batch(lambda all_: driver.read(sessions.find_sessions, all_))
         self._find_key: Batch[str, Standing | None] = Batch(lambda all_: driver.read(keys.find_keys, all_))
         self._find_token: Batch[str, Standing | None] = Batch(lambda all_: driver.read(tokens.find_tokens, all_))
+        self._lease: Batch[QuotaAsk, Lease | None] = Batch(lambda all_: driver.write(quotas.lease_quotas, all_))
 
     async def close(self) -> None:
         """Finish what has begun and let go of the database."""
@@ -126,6 +133,15 @@ class SqlStore:
 
     async def set_partner_status(self, partner_id: str, status: PartnerStatus, *, now: Instant, by: str) -> Done | Refused:
         return await self._driver.write(partners.set_partner_status, partner_id, status, now, by)
+
+    async def set_partner_tier(self, partner_id: str, tier: str, *, now: Instant, by: str) -> Done | Refused:
+        return await self._driver.write(tiers.set_partner_tier, partner_id, tier, now, by)
+
+    async def list_tiers(self) -> Sequence[Tier]:
+        return await self._driver.read(tiers.list_tiers)
+
+    async def set_tier(self, tier: Tier, *, now: Instant, by: str) -> Done:
+        return await self._driver.write(tiers.set_tier, tier, now, by)
 
     async def find_key(self, key_id: str) -> Standing | None:
         return await self._find_key(key_id)
@@ -228,6 +244,33 @@ class SqlStore:
 
     async def retire_signing_key(self, kid: str, *, now: Instant, by: str) -> Done | Refused:
         return await self._driver.write(signing.retire_signing_key, kid, now, by)
+
+    # quotas and usage
+
+    async def lease_quota(self, ask: QuotaAsk) -> Lease | None:
+        return await self._lease(ask)
+
+    async def note_usage(self, usage: Sequence[UsageMark], last_uses: Sequence[LastUse]) -> None:
+        is_written = False
+
+        def note(connection: Connection) -> None:
+            nonlocal is_written
+            quotas.note_usage(connection, usage, last_uses)
+            is_written = True
+
+        try:
+            await self._driver.write(note)
+        except Unavailable:
+            if not is_written:
+                raise
+            # It was the commit that failed, and what of it is on the disk nobody knows. To add it again would be to count
+            # some requests twice.
+
+    async def list_usage(self, partner_id: str, *, since: Instant) -> Sequence[UsageMark]:
+        return await self._driver.read(quotas.list_usage, partner_id, since)
+
+    async def forget_usage(self, *, before: Instant) -> None:
+        await self._driver.write(quotas.forget_usage, before)
 
     # the trail
 
