@@ -117,6 +117,14 @@ def _whole(lowest: int, highest: int) -> Callable[[str], int]:
     return parse
 
 
+def _switch(text: str) -> Switch:
+    match text:
+        case "on" | "off":
+            return text
+        case _:
+            raise ValueError("must be on or off")
+
+
 def _networks(text: str) -> tuple[Network, ...]:
     try:
         return tuple(ipaddress.ip_network(part) for part in re.split(r"[\s,]+", text.strip()) if part)
@@ -142,14 +150,6 @@ def _url(text: str) -> str:
 
 def _urls(text: str) -> frozenset[str]:
     return frozenset(_url(part) for part in re.split(r"[\s,]+", text.strip()) if part)
-
-
-def _on_or_off(text: str) -> Switch:
-    match text:
-        case "on" | "off":
-            return text
-        case _:
-            raise ValueError("must be on or off")
 
 
 def _limit(text: str) -> str:
@@ -207,9 +207,9 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "refresh_ttl": Option("30d", _positive_duration, "how long a refresh token is good for, and a session may lie idle"),
     "session_ttl": Option("90d", _positive_duration, "how long a session may live however busy it is"),
     "login_failure_limit": Option("20/minute", _limit, "failed logins and refreshes per address before 429"),
-    "registration": Option("on", _on_or_off, "whether organisations may register themselves: on or off"),
+    "registration": Option("on", _switch, "whether organisations may register themselves: on or off"),
     "registration_tier": Option("starter", _word, "the tier of a partner that has registered itself"),
-    "recovery": Option("on", _on_or_off, "whether a code by mail gives such a partner a new API key: on or off"),
+    "recovery": Option("on", _switch, "whether a code by mail gives such a partner a new API key: on or off"),
     "registration_limit": Option("120/hour", _limit, "registrations per sender's address before 429"),
     "verification_failure_limit": Option("20/minute", _limit, "wrong codes per sender's address before 429"),
     "mails_per_address": Option("5", _whole(1, _MAILS_MAX), "mails that registration may cause in an hour to one address"),

@@ -242,9 +242,9 @@ class RegistrationRoutes:
                 tag=_TAG,
                 summary="Rotate the API key",
                 description=(
-                    "Exchange the API key of the request for a new one. It ends at once, or after `overlapSeconds`. Sent again "
-                    "with the same key and the same `Idempotency-Key` within ten minutes, while the new key is unused, it gives "
-                    "the same answer."
+                    "Exchange the API key of the request for a new one. It ends at once, or after `overlapSeconds`. Sent "
+                    "again with the same key and the same `Idempotency-Key` within ten minutes, while the new key is unused, "
+                    "it gives the same answer."
                 ),
                 handler=self.rotate,
                 body=RotateOwnKeyBody,
