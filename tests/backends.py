@@ -59,6 +59,16 @@ class SqliteBackend:
         finally:
             engine.dispose()
 
+    def rows(self, table, *columns):
+        """Columns of all rows of a table, seen from outside."""
+        engine = self.engine()
+        try:
+            with engine.connect() as connection:
+                found = metadata.tables[table]
+                return [tuple(row) for row in connection.execute(select(*(found.c[name] for name in columns)))]
+        finally:
+            engine.dispose()
+
 
 BACKENDS = {"sqlite": SqliteBackend}
 

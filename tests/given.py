@@ -7,15 +7,18 @@ from gatelodge.wire import BASE62
 from gatelodge_server.core.ids import company_id, uuid7
 from gatelodge_server.core.model import (
     DAY,
+    MINUTE,
+    AccessToken,
     Company,
     CompanyDetails,
     Credential,
+    MailKind,
     Origin,
     Partner,
     PartnerStatus,
     SigningKey,
 )
-from gatelodge_server.core.ports import LoginAttempt, RefreshAttempt, Replay
+from gatelodge_server.core.ports import LoginAttempt, Mail, RefreshAttempt, Replay
 
 START = 1_780_000_000_000
 """When the tests' world begins."""
@@ -68,6 +71,19 @@ def a_key(partner_id="acme-motors", company_id=None, created_at=START):
     return Credential(id_, kind, partner_id, company_id, os.urandom(32), masked, created_at)
 
 
+def a_token(kid, partner_id="acme-motors", **changes):
+    """The first version of an access token that the signing key ``kid`` has signed."""
+    id_ = base62(22)
+    token = AccessToken(id_, id_, 1, partner_id, "Plans", kid, os.urandom(32), START)
+    return changed(token, **changes)
+
+
+def next_version(token, **changes):
+    """What takes the place of ``token`` when it is rotated."""
+    replacement = a_token(token.kid, token.partner_id, lineage_id=token.lineage_id, version=token.version + 1)
+    return changed(replacement, label=token.label, **changes)
+
+
 def a_company(partner_id="acme-motors", *, created_at=START, **details):
     filled = {"company_name": "Müller GmbH", "country": "DE", "tax_number": base62(11)} | details
     return Company(company_id(created_at, os.urandom), partner_id, CompanyDetails(**filled), created_at)
@@ -85,6 +101,12 @@ def a_refresh(session, *, now=START, **changes):
 
 def a_replay(*, readable_until=START + DAY, **changes):
     return changed(Replay(os.urandom(32), os.urandom(32), os.urandom(60), readable_until), **changes)
+
+
+def a_mail(kind=MailKind.VERIFICATION, *, created_at=START, **changes):
+    facts = {"displayName": "Acme Motors", "organizationName": "Acme Motors Inc"}
+    id_ = uuid7(created_at, os.urandom)
+    return changed(Mail(id_, kind, "dev@acme.example", facts, None, created_at, created_at + 10 * MINUTE), **changes)
 
 
 def a_signing_key(kid=None, *, published_at=START, **changes):

@@ -4,12 +4,13 @@ import re
 
 import pytest
 from backends import SqliteBackend
-from given import START, a_company, a_key, a_login, a_partner, a_refresh, a_replay, a_signing_key
+from given import START, a_company, a_key, a_login, a_partner, a_refresh, a_replay, a_signing_key, a_token, next_version
 from sqlalchemy import ClauseElement, Engine, event
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from gatelodge_server.core.model import DAY, PartnerStatus, SessionEnd
+from gatelodge_server.core.model import DAY, KeyPurpose, PartnerStatus, SessionEnd
+from gatelodge_server.core.ports import Sent
 from gatelodge_server.store.tables import metadata
 
 
@@ -45,9 +46,25 @@ async def everything(store):
     await store.rotate_signing_keys(a_signing_key("3"), lead=0, life=DAY, now=START, by="test")
     await store.retire_signing_key("1", now=START, by="test")
     await store.list_signing_keys()
+    ring = [a_signing_key(kid, signs_from=START, purpose=KeyPurpose.ACCESS) for kid in ("4", "5")]
+    await store.establish_signing_keys(ring, now=START)
+    await store.add_partner(a_partner("zeta"), a_key("zeta"), by="test")
+    token = a_token("4", "zeta")
+    await store.issue_token(token, by="test")
+    await store.roll_token(token.id, next_version(token), ends_at=START, now=START, by="test")
+    await store.revoke_token(token.id, now=START, by="test")
+    await store.find_token(token.id)
+    await store.get_token(token.id)
+    await store.list_tokens("zeta")
+    await store.list_token_versions(token.lineage_id)
+    await store.count_live_tokens(now=START)
+    await store.retire_unneeded_keys(now=START)
     await store.list_audit(partner_id="acme-motors", since=START)
     await store.list_changes(after=0, limit=10)
     await store.forget_replays(now=START + 9 * DAY)
+    for mail in await store.claim_mails(limit=10, now=START, until=START + DAY):
+        await store.settle_mail(mail.id, Sent(), now=START)
+    await store.purge_mails(ended_before=START + DAY, now=START + DAY)
 
 
 @pytest.fixture
@@ -87,10 +104,12 @@ async def test_what_a_verb_reads_before_it_writes_is_locked_on_postgresql(statem
     """SQLite has one writer at a time and leaves the clause out: there no race would show that it is missing."""
     locking = [said for said in map(on_postgresql, statements) if "FOR UPDATE" in said]
     locked = {re.search(r"FROM (\w+)", said)[1] for said in locking}
-    assert locked == {"session", "credential", "partner", "company", "signing_key"}
+    assert locked == {"session", "credential", "partner", "company", "signing_key", "outbox", "access_token"}
     # Nodes that lock the same sessions at once do it in one order; credentials and partners stay free for others.
     refreshes = [said for said in locking if "FROM session" in said]
     assert all(re.search(r"ORDER BY session\.id\s+FOR UPDATE OF session$", said) for said in refreshes)
+    (claim,) = [said for said in locking if "FROM outbox" in said]
+    assert claim.endswith("FOR UPDATE SKIP LOCKED")
 
 
 def test_every_table_and_index_can_be_made_on_postgresql():
