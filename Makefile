@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 LOCKS := requirements/bootstrap.txt requirements/dev.txt
-PACKAGES := packages/gatelodge packages/gatelodge-server
+PACKAGES := packages/gatelodge packages/gatelodge-server examples/plans_api
 
 .PHONY: help setup serve test check bench experiments lock
 

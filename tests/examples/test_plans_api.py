@@ -2,20 +2,34 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import date
 from http import HTTPStatus
 from pathlib import Path
-from types import SimpleNamespace
 
 import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from gatelodge.verify import Caller
 from plans_api import app as module
 from plans_api.app import BODY_MAX, SEARCH_PATH, make_app
 
 TODAY = date(2026, 6, 26)
-ACME = SimpleNamespace(partner="acme-motors", company=None, tier="starter", scopes=frozenset(), credential_id="c1")
+ACME = Caller(
+    partner="acme-motors",
+    company=None,
+    kind="partner",
+    tier="starter",
+    scopes=frozenset({"api"}),
+    credential="api-key",
+    credential_id="c1",
+    session=None,
+    token_id=None,
+    environment="uat",
+    expires_at=None,
+)
 SEED = {"vin": "1HGBH41JXMN109186", "mileage": 55555, "stateShortName": "TX"}
 """The published example."""
 YOUNG = "5YJ3E1EA4MF000001"
@@ -104,7 +118,7 @@ def test_the_application_that_is_ready_made_answers_it_on_any_day():
 
 
 def test_the_answer_names_who_asked_as_the_gate_has_told_it():
-    company = SimpleNamespace(partner="zenith", company="0b0c3c51-4f5e-4b7e-9a55-2f2f0f4f7a10")
+    company = replace(ACME, partner="zenith", company="0b0c3c51-4f5e-4b7e-9a55-2f2f0f4f7a10", kind="company")
     answer = search(SEED, caller=company).json()
     assert (answer["partner"], answer["company"]) == (company.partner, company.company)
 

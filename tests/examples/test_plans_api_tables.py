@@ -7,6 +7,7 @@ from decimal import ROUND_HALF_UP, Decimal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from plans_api.catalogue import AGE_BANDS, MILEAGE_BANDS, PLANS, STATE_FACTORS
 from plans_api.makers import COUNTRIES, MAKERS, Kind
 from plans_api.pricing import price_plans

@@ -7,7 +7,7 @@ body's `partner` to the credential, and has counted the call. So no credential i
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from http import HTTPStatus
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 from starlette.applications import Starlette
@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Scope
 
+from gatelodge.gate import caller_of
 from gatelodge.strict import parse_json_object
 from plans_api.pricing import PricedPlan, price_plans
 from plans_api.problems import Problem, answer
@@ -26,15 +26,6 @@ from plans_api.vehicles import Vehicle, describe
 SEARCH_PATH: Final = "/api/v2/Partners/PlansSearchAsync/VIN"
 BODY_MAX: Final = 64 * 1024
 """Bytes."""
-
-
-class Caller(Protocol):
-    """Who calls, as the gate tells it."""
-
-    @property
-    def partner(self) -> str: ...
-    @property
-    def company(self) -> str | None: ...
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -56,7 +47,7 @@ class PlansApi:
 
     async def search(self, request: Request) -> Response:
         """Plans for the vehicle with a VIN. The same request on the same day has the same answer."""
-        caller = _caller(request.scope)
+        caller = caller_of(request.scope)
         asked = read_search(await _read_json(request))
         vehicle = describe(asked.vin, this_year=self._today().year)
         found = Found(
@@ -84,12 +75,6 @@ def make_app(today: Callable[[], date]) -> Starlette:
     # A path has one spelling: a redirect from another would send the body, and whatever is with it, a second time.
     app.router.redirect_slashes = False
     return app
-
-
-def _caller(scope: Scope) -> Caller:
-    # Without a gate this is a KeyError, and so a 500 for everybody: nobody is let in by a part that is missing.
-    caller: Caller = scope["gatelodge.caller"]
-    return caller
 
 
 async def _read_json(request: Request) -> Mapping[str, object]:

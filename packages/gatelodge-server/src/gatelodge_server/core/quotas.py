@@ -36,6 +36,10 @@ SLICES: Final = 8
 _TICK: Final = 0.1
 _FLUSH: Final = 1.0
 _NEVER: Final = float("-inf")
+_HOUR_SECONDS: Final = HOUR // SECOND
+_DAY_SECONDS: Final = DAY // SECOND
+# A named tuple in half the time that its own constructor takes: five are made for every request that is let in.
+_make = tuple.__new__
 
 
 # --- the decision ---------------------------------------------------------------------------------------------------------
@@ -91,10 +95,10 @@ class QuotaStatus(NamedTuple):
 
     def windows(self) -> tuple[RateWindow, RateWindow]:
         """The same, for ``gatelodge.rates.rate_headers``."""
-        hour, day = self.hour, self.day
+        _, (hour_limit, _, hour_remaining, hour_resets_at), (day_limit, _, day_remaining, day_resets_at) = self
         return (
-            RateWindow("hour", hour.limit, HOUR // SECOND, hour.resets_at, hour.remaining),
-            RateWindow("day", day.limit, DAY // SECOND, day.resets_at, day.remaining),
+            _make(RateWindow, ("hour", hour_limit, _HOUR_SECONDS, hour_resets_at, hour_remaining)),
+            _make(RateWindow, ("day", day_limit, _DAY_SECONDS, day_resets_at, day_remaining)),
         )
 
 
@@ -170,11 +174,9 @@ class _Book:
         _, hour_limit, day_limit = tier
         hour -= left
         day -= left
-        return QuotaStatus(
-            tier,
-            WindowUse(hour_limit, hour, hour_limit - hour, self.hour_ends_at),
-            WindowUse(day_limit, day, day_limit - day, self.day_ends_at),
-        )
+        hour_use = _make(WindowUse, (hour_limit, hour, hour_limit - hour, self.hour_ends_at))
+        day_use = _make(WindowUse, (day_limit, day, day_limit - day, self.day_ends_at))
+        return _make(QuotaStatus, (tier, hour_use, day_use))
 
     def refuse(self, now: Instant) -> QuotaExceeded:
         self.refused += 1
@@ -224,10 +226,14 @@ class _Book:
 
     def look_at(self, lease: Lease, ledger: UsageLedger) -> QuotaStatus:
         """How the partner stands by a lease of nothing, which has left what is held as it was."""
-        if self.taken.hour_starts_at == lease.hour_starts_at or not (self.left or self.unused):
+        held = self.left + self.unused
+        is_present = self.taken.hour_starts_at == lease.hour_starts_at
+        if not held or (is_present and lease.tier == self.tier):
             return self.adopt(lease, ledger)
-        # Others are in later windows already; what is held is of earlier ones, and these are what it is known by.
-        return _status_of(Taken(*lease[2:]), lease.tier, 0)
+        # What is held is of another tier, or others are in later windows already: it is known by its own tier and windows
+        # until it has been given back.
+        self.set_aside()
+        return _status_of(Taken(*lease[2:]), lease.tier, held if is_present else 0)
 
     def fail(self, fault: type[Exception] | Exception) -> None:
         """Tell all who wait that it cannot be done."""

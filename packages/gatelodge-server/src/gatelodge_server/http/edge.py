@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route, Router
 
 from gatelodge.errors import HttpsRequired
+from gatelodge.gate import App
 from gatelodge_server.http.operation import Call, Message, Operation, Receive, Scope, Send, send_problem
 from gatelodge_server.http.problems import InternalError, MethodNotAllowed, NotFound
 from gatelodge_server.log import log
@@ -125,7 +126,10 @@ def _address(text: str) -> str | None:
 
 
 class Edge:
-    """The outermost ASGI application."""
+    """The outermost ASGI application.
+
+    ``gated`` is an API behind the gate: the paths below the prefix that are not those of an operation are its own.
+    """
 
     def __init__(
         self,
@@ -134,11 +138,14 @@ class Edge:
         router: Router,
         proxies: TrustedProxies,
         boot_id: str,
+        gated: tuple[str, App] | None = None,
     ) -> None:
         # Most requests are for a path without parameters: a look-up, where a router tries one pattern after the other.
         self._exact: Mapping[tuple[str, str], Operation] = {
             (operation.method, operation.path): operation for operation in operations if "{" not in operation.path
         }
+        self._own_paths = frozenset(operation.path for operation in operations)
+        self._gated = gated
         self._router = router
         self._proxies = proxies
         self._next_id: Callable[[], int] = itertools.count(1).__next__
@@ -167,8 +174,7 @@ class Edge:
             if scope["scheme"] != "https":
                 await send_problem(HttpsRequired(), Call(scope), send_marked)
                 return
-            operation = self._exact.get((scope["method"], scope["path"]))
-            await (operation or self._router)(scope, receive, send_marked)
+            await self._find(scope)(scope, receive, send_marked)
         except HTTPException as refused:  # the router's
             if refused.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
                 await send_problem(MethodNotAllowed(), Call(scope), send_marked, [(b"allow", self._allowed(scope["path"]))])
@@ -185,6 +191,15 @@ class Edge:
             if answers_begun:
                 raise
             await send_problem(InternalError(), Call(scope), send_marked)
+
+    def _find(self, scope: Scope) -> App:
+        path = scope["path"]
+        operation = self._exact.get((scope["method"], path))
+        if operation is not None:
+            return operation
+        if self._gated is not None and path.startswith(self._gated[0]) and path not in self._own_paths:
+            return self._gated[1]
+        return self._router
 
     def _allowed(self, path: str) -> bytes:
         # Starlette's own answer names the methods of one route; a path may have several.
