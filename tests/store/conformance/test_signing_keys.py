@@ -3,11 +3,12 @@
 import asyncio
 
 import pytest
-from given import START, a_signing_key, changed
+from given import AROUND, START, a_key, a_partner, a_signing_key, a_token, changed, next_version
 
-from gatelodge_server.core.model import DAY, HOUR, MINUTE
+from gatelodge_server.core.model import DAY, HOUR, MINUTE, KeyPurpose, PartnerStatus
 from gatelodge_server.core.ports import Done, Refused
 from gatelodge_server.core.refusals import SigningKeyInUse, SigningKeyNotFound
+from gatelodge_server.core.signing import GRACE
 
 LEAD, LIFE = 5 * MINUTE, DAY
 
@@ -118,3 +119,192 @@ async def test_withdrawing_a_key_twice_changes_nothing(store, first):
     before = await store.list_signing_keys()
     assert isinstance(await store.retire_signing_key("1-current", now=START + HOUR + 1, by="test"), Done)
     assert await store.list_signing_keys() == before
+
+
+# --- The ring for access tokens ---
+
+
+def an_access_key(kid=None, **changes):
+    return a_signing_key(kid, purpose=KeyPurpose.ACCESS, **changes)
+
+
+@pytest.fixture
+async def access_ring(store, first):
+    """Its first two keys, beside those for session JWTs."""
+    keys = [an_access_key("4-access", signs_from=START), an_access_key("5-access-next")]
+    assert await store.establish_signing_keys(keys, now=START) == keys
+    return keys
+
+
+async def rotated_access(store, *, now=START):
+    candidate = an_access_key(published_at=now)
+    assert isinstance(await store.rotate_signing_keys(candidate, lead=0, life=None, now=now, by="test"), Done)
+    return candidate
+
+
+async def state_of(store, kid, now):
+    (key,) = [key for key in await store.list_signing_keys() if key.kid == kid]
+    return key.state(now)
+
+
+async def test_each_purpose_has_its_own_first_keys(store, first, access_ring):
+    assert await store.list_signing_keys() == [*first, *access_ring]
+    for ring in (first, access_ring):
+        twin = [changed(key, kid=f"9-{key.kid}") for key in ring]
+        assert await store.establish_signing_keys(twin, now=START + 1) == ring
+    assert await store.list_signing_keys() == [*first, *access_ring]
+
+
+async def test_nodes_that_start_at_once_agree_on_both_rings(store, other_node, backend):
+    candidates = [
+        [a_signing_key(signs_from=START, purpose=purpose), a_signing_key(purpose=purpose)]
+        for _ in range(5)
+        for purpose in KeyPurpose
+    ]
+    answers = await asyncio.gather(
+        *((store, other_node)[at // 2 % 2].establish_signing_keys(keys, now=START) for at, keys in enumerate(candidates))
+    )
+    for at, purpose in enumerate(KeyPurpose):
+        kept = {key.kid for key in await store.list_signing_keys() if key.purpose is purpose}
+        assert [{key.kid for key in keys} for keys in answers[at::2]] == [kept] * 5
+    assert backend.count("signing_key") == 4
+
+
+async def test_a_rotation_leaves_the_other_ring_as_it_is(store, first, access_ring):
+    candidate = await rotated_access(store)
+    by_kid = {key.kid: key for key in await store.list_signing_keys()}
+    assert [by_kid[key.kid] for key in first] == first
+    assert by_kid["4-access"] == changed(access_ring[0], signs_until=START)
+    assert by_kid["5-access-next"] == changed(access_ring[1], signs_from=START)
+    assert by_kid[candidate.kid] == candidate
+    await rotated(store, a_signing_key("3-candidate", published_at=START + HOUR), now=START + HOUR)
+    assert await state_of(store, candidate.kid, START + HOUR) == "next"
+    assert await state_of(store, "5-access-next", START + HOUR) == "current"
+
+
+async def test_r20_a_key_for_access_tokens_has_no_day_on_which_it_goes(store, access_ring):
+    await rotated_access(store)
+    assert await state_of(store, "4-access", START + 999 * DAY) == "retiring"
+
+
+async def test_rotations_of_a_ring_at_once_are_one_rotation_also_when_the_next_key_signs_at_once(
+    store, other_node, access_ring, backend
+):
+    candidates = [an_access_key(published_at=START + 1) for _ in range(10)]
+    await asyncio.gather(
+        *(
+            (store, other_node)[at % 2].rotate_signing_keys(candidate, lead=DAY, life=None, now=START + 1, by="test")
+            for at, candidate in enumerate(candidates)
+        )
+    )
+    assert backend.count("signing_key") == 5
+
+
+# --- count_live_tokens ---
+
+
+async def test_live_tokens_are_counted_by_the_key_that_signed_them(store, access_ring, key):
+    assert await store.count_live_tokens(now=START) == {}
+    await store.add_partner(a_partner("zeta"), a_key("zeta"), by="test")
+    tokens = [a_token("4-access"), a_token("4-access"), a_token("4-access", "zeta"), a_token("5-access-next")]
+    for token in tokens:
+        await store.issue_token(token, by="test")
+    assert await store.count_live_tokens(now=START) == {"4-access": 3, "5-access-next": 1}
+    await store.revoke_token(tokens[3].id, now=START, by="test")
+    await store.revoke_token(tokens[0].id, now=START + DAY, by="test")  # and a clock is set back
+    assert await store.count_live_tokens(now=START) == {"4-access": 2}
+    await store.set_partner_status("zeta", PartnerStatus.SUSPENDED, now=START, by="test")
+    assert await store.count_live_tokens(now=START) == {"4-access": 2}  # it may be resumed
+    await store.set_partner_status("zeta", PartnerStatus.DEACTIVATED, now=START, by="test")
+    assert await store.count_live_tokens(now=START) == {"4-access": 1}
+
+
+@pytest.mark.parametrize("offset", AROUND)
+async def test_a_rotated_token_is_live_until_its_overlap_is_over(store, access_ring, key, offset):
+    token = a_token("4-access")
+    await store.issue_token(token, by="test")
+    await store.roll_token(token.id, next_version(token), ends_at=START + HOUR, now=START, by="test")
+    assert await store.count_live_tokens(now=START + HOUR + offset) == {"4-access": 2 if offset < 0 else 1}
+
+
+# --- retire_unneeded_keys, and retiring by hand ---
+
+
+@pytest.mark.parametrize("offset", AROUND)
+async def test_a_key_that_no_token_needs_goes_when_no_node_can_sign_with_it_any_more(store, access_ring, trail, offset):
+    await rotated_access(store, now=START + HOUR)
+    now = START + HOUR + GRACE + offset
+    gone = await store.retire_unneeded_keys(now=now)
+    assert gone == ([] if offset < 0 else ["4-access"])
+    assert await state_of(store, "4-access", now) == ("retiring" if offset < 0 else "gone")
+    if gone:
+        assert await trail("4-access") == (
+            ["signing-key", "signing-key"],
+            ["signing-key.established", "signing-key.retired"],
+        )
+        assert await store.retire_unneeded_keys(now=now + DAY) == []
+
+
+@pytest.mark.parametrize("offset", AROUND)
+async def test_r20_a_key_stays_for_as_long_as_one_token_lives_however_long_that_is(store, access_ring, key, offset):
+    token = a_token("4-access")
+    await store.issue_token(token, by="test")
+    await rotated_access(store)
+    assert await store.retire_unneeded_keys(now=START + 999 * DAY) == []
+    replacement = changed(next_version(token), kid="5-access-next")
+    end = START + 1_000 * DAY
+    await store.roll_token(token.id, replacement, ends_at=end, now=end - HOUR, by="test")
+    assert await store.retire_unneeded_keys(now=end + offset) == ([] if offset < 0 else ["4-access"])
+
+
+async def test_what_signs_or_is_to_sign_or_is_for_sessions_never_goes_by_itself(store, access_ring):
+    await rotated(store, a_signing_key(published_at=START + HOUR), now=START + HOUR)
+    before = await store.list_signing_keys()
+    assert await store.retire_unneeded_keys(now=START + HOUR + GRACE) == []
+    assert await store.list_signing_keys() == before
+
+
+async def test_of_many_who_keep_house_at_once_one_withdraws_a_key(store, other_node, access_ring, backend):
+    await rotated_access(store)
+    before = backend.count("change"), backend.count("audit")
+    gone = await asyncio.gather(*((store, other_node)[at % 2].retire_unneeded_keys(now=START + DAY) for at in range(10)))
+    assert sorted(gone) == [[]] * 9 + [["4-access"]]
+    assert (backend.count("change"), backend.count("audit")) == (before[0] + 1, before[1] + 1)
+
+
+async def test_a_key_that_live_tokens_need_is_not_retired_by_hand(store, access_ring, key, backend):
+    tokens = [a_token("4-access") for _ in range(2)]
+    for token in tokens:
+        await store.issue_token(token, by="test")
+    await rotated_access(store)
+    await store.revoke_token(tokens[0].id, now=START, by="test")
+    before = backend.count("change"), await store.list_signing_keys()
+    assert await store.retire_signing_key("4-access", now=START, by="test") == Refused(SigningKeyInUse)
+    assert (backend.count("change"), await store.list_signing_keys()) == before
+    await store.revoke_token(tokens[1].id, now=START, by="test")
+    assert isinstance(await store.retire_signing_key("4-access", now=START, by="test"), Done)
+    assert await state_of(store, "4-access", START) == "gone"
+
+
+async def test_a_rotation_of_one_ring_lets_no_key_of_the_other_go(store, first, access_ring):
+    await rotated(store, a_signing_key(published_at=START + 1), now=START + 1)
+    assert await store.retire_signing_key("4-access", now=START + 1, by="test") == Refused(SigningKeyInUse)
+    assert await store.retire_signing_key("5-access-next", now=START + 1, by="test") == Refused(SigningKeyInUse)
+
+
+async def test_of_an_issue_and_housekeeping_at_once_no_live_token_is_left_without_its_key(store, other_node, access_ring, key):
+    kid = "4-access"
+    for at in range(20):
+        now = START + at * HOUR
+        await rotated_access(store, now=now)
+        token = a_token(kid, created_at=now + GRACE)
+        nodes = (store, other_node)[:: 1 if at % 2 else -1]
+        issued, gone = await asyncio.gather(
+            nodes[0].issue_token(token, by="test"), nodes[1].retire_unneeded_keys(now=now + GRACE)
+        )
+        assert (kid in gone) is (issued == Refused(SigningKeyNotFound))
+        kid = next(
+            key.kid
+            for key in await store.list_signing_keys()
+            if key.purpose is KeyPurpose.ACCESS and key.state(now) == "current"
+        )
