@@ -36,6 +36,7 @@ _WRITE = (
     )
 )
 _NOTHING: Final = Taken(0, 0, 0, 0)
+_LONGEST_ADDRESS: Final = 45
 
 _ADD = (
     update(usage)
@@ -131,7 +132,7 @@ def note_usage(connection: Connection, marks: Sequence[UsageMark], last_uses: Se
         )
     for kind, statement in _MOVE.items():
         uses = [
-            {"used_id": use.credential_id, "at": use.at, "address": use.address}
+            {"used_id": use.credential_id, "at": use.at, "address": use.address[:_LONGEST_ADDRESS]}
             for use in sorted(last_uses)
             if use.kind == kind
         ]
