@@ -124,8 +124,10 @@ def _keep_code(connection: Connection, asked: Registration, found: AnyRow | None
 
 def _write_nothing(connection: Connection, address: str) -> None:
     """Leave everything as it is, in a transaction that has to be written to the disk like any other."""
-    same = {"attempts": verification.c.attempts}
-    if connection.execute(update(verification).where(verification.c.address == address).values(same)).rowcount:
+    own = update(verification).where(verification.c.address == address)
+    # There and back: a database may notice that a row is to become what it is, and write nothing.
+    if connection.execute(own.values(attempts=verification.c.attempts + 1)).rowcount:
+        connection.execute(own.values(attempts=verification.c.attempts - 1))
         return
     decoy = {
         "address": address,
