@@ -16,7 +16,7 @@ from tests.harness import ask
 from experiments.client import Answer, key_id
 from experiments.ground import Experiment, Ground, Site, Verdict, bounded
 from experiments.variants import OFFSET_FILE
-from gatelodge_server.app import system_clock
+from gatelodge_server.deployment import system_clock
 
 _HOUR = 3_600_000
 _STEPS = (0, -_HOUR, _HOUR, -_HOUR, -2 * _HOUR, 0)

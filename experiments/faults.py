@@ -23,7 +23,7 @@ from experiments.client import Answer, Caller, digest
 from experiments.ground import Experiment, Ground, Site, Verdict, bounded
 from experiments.history import check
 from experiments.trace import Strace
-from gatelodge_server.app import prepare
+from gatelodge_server.deployment import prepare
 from gatelodge_server.settings import load_settings
 
 _TRIES = 4

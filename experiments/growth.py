@@ -12,11 +12,12 @@ from collections.abc import Callable
 
 from experiments.ground import Experiment, Ground, Verdict, bounded
 from experiments.variants import STORES
-from gatelodge_server.app import Lodge, assemble, load_master_keys, open_store, prepare, system_clock
+from gatelodge_server.app import Lodge, assemble, open_store
 from gatelodge_server.core.housekeeping import Housekeeping
 from gatelodge_server.core.model import DAY
 from gatelodge_server.core.partners import NewPartner
 from gatelodge_server.core.secrets import Secret
+from gatelodge_server.deployment import load_master_keys, prepare, system_clock
 from gatelodge_server.settings import Settings, load_settings
 from gatelodge_server.store.store import SqlStore
 from gatelodge_server.vault import Vault, system_entropy

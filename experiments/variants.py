@@ -17,7 +17,7 @@ from typing import Final
 from sqlalchemy import event
 
 from gatelodge.errors import InvalidCredential, Unavailable
-from gatelodge_server.app import Lodge, assemble, open_store, system_clock
+from gatelodge_server.app import Lodge, assemble, open_store
 from gatelodge_server.core.ids import uuid7
 from gatelodge_server.core.model import Clock, Instant, SessionEnd
 from gatelodge_server.core.ports import (
@@ -32,6 +32,7 @@ from gatelodge_server.core.ports import (
     SessionStanding,
 )
 from gatelodge_server.core.sessions import judge_refresh
+from gatelodge_server.deployment import system_clock
 from gatelodge_server.serve import WebApp, serve
 from gatelodge_server.settings import Settings, load_settings
 from gatelodge_server.store.sqlite import SqliteDriver

@@ -22,8 +22,9 @@ from outside import (
 
 from gatelodge.tokens import generate_private_key, public_jwk, sign_token
 from gatelodge.wire import ApiKey, checksum
-from gatelodge_server.app import assemble, load_master_keys, prepare
+from gatelodge_server.app import assemble
 from gatelodge_server.core.secrets import Secret
+from gatelodge_server.deployment import load_master_keys, prepare
 from gatelodge_server.settings import load_settings
 from gatelodge_server.vault import Vault, system_entropy
 

@@ -4,15 +4,12 @@ import asyncio
 import importlib
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, TypedDict
 
 from slugify import slugify
-from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 from starlette.routing import Route, Router
 
 from gatelodge.gate import App, Gate
@@ -34,6 +31,7 @@ from gatelodge_server.core.secrets import Secret
 from gatelodge_server.core.sessions import Sessions
 from gatelodge_server.core.signing import SigningKeys
 from gatelodge_server.core.tiers import Tiers
+from gatelodge_server.deployment import StartFault, system_clock
 from gatelodge_server.http import problems
 from gatelodge_server.http.attempts import Attempts
 from gatelodge_server.http.companies import CompanyRoutes
@@ -51,13 +49,10 @@ from gatelodge_server.mail.letters import Composer
 from gatelodge_server.mail.mailer import Mailer
 from gatelodge_server.mail.transports import DirectoryTransport, Login, SmtpTransport, Transport
 from gatelodge_server.settings import Settings
-from gatelodge_server.store.migrate import SchemaTooNew, upgrade
-from gatelodge_server.store.signing import list_signing_keys
-from gatelodge_server.store.sqlite import UPGRADE_TIMEOUT, SqliteDriver, sqlite_engine
+from gatelodge_server.store.sqlite import SqliteDriver
 from gatelodge_server.store.store import SqlStore
-from gatelodge_server.vault import MasterKeyFault, MasterKeys, Vault, system_entropy
+from gatelodge_server.vault import Vault, system_entropy
 
-MASTER_KEY_VARIABLE = "GATELODGE_MASTER_KEY"
 SMTP_PASSWORD_VARIABLE = "GATELODGE_SMTP_PASSWORD"  # noqa: S105 - a variable's name
 
 
@@ -71,15 +66,7 @@ class _Issuance(TypedDict):
     issuer: str
     audience: str
     other_issuers: frozenset[str]
-
-
-class StartFault(Exception):
-    """The service cannot be started. The message says what to do."""
-
-
-def system_clock() -> int:
-    """The wall clock, in milliseconds."""
-    return time.time_ns() // 1_000_000
+    former_issuers: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,63 +91,6 @@ class Lodge:
     mailer: Mailer
     registrations: Registrations
     close: Callable[[], Awaitable[None]]
-
-
-def prepare(settings: Settings, environ: Mapping[str, str]) -> None:
-    """Make what a start needs and does not find: directory, master key, schema.
-
-    Raises ``StartFault``. A master key is made for an empty database only: a database that has lost its key is not opened with
-    another.
-    """
-    if bool(settings.smtp_user) != (SMTP_PASSWORD_VARIABLE in environ):
-        raise StartFault(f"the setting smtp_user and the variable {SMTP_PASSWORD_VARIABLE} go together")
-    try:
-        settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        settings.database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = not settings.database.exists()
-        if MASTER_KEY_VARIABLE not in environ and not master_key_path(settings).exists():
-            if not fresh:
-                raise StartFault(
-                    f"{settings.database} is there, but its master key is not: put the key back at "
-                    f"{master_key_path(settings)} or into {MASTER_KEY_VARIABLE}"
-                )
-            MasterKeys.create(master_key_path(settings), system_entropy)
-        engine = sqlite_engine(settings.database, lock_timeout=UPGRADE_TIMEOUT)
-        try:
-            upgrade(engine)
-            _try_master_keys(engine, load_master_keys(settings, environ))
-        finally:
-            engine.dispose()
-    except (MasterKeyFault, SchemaTooNew) as fault:
-        raise StartFault(str(fault)) from fault
-    except OSError as fault:
-        raise StartFault(f"{fault.filename or settings.data} cannot be made or read: {fault.strerror}") from fault
-    except DBAPIError as fault:
-        raise StartFault(f"{settings.database} cannot be used: {fault.orig}") from fault
-
-
-def _try_master_keys(engine: Engine, keys: MasterKeys) -> None:
-    vault, now = Vault(keys, system_entropy), system_clock()
-    with engine.connect() as connection:
-        wrapped = [(key.kid, key.wrapped) for key in list_signing_keys(connection) if key.state(now) != "gone"]
-    try:
-        for kid, sealed in wrapped:
-            vault.open(sealed, label=b"signing-key:" + kid.encode("ascii"))
-    except ValueError as fault:
-        raise StartFault(f"the database was made under another master key than the present one: {fault}") from fault
-
-
-def master_key_path(settings: Settings) -> Path:
-    """Where the master key is kept, unless it comes from the environment."""
-    return settings.data / "master.key"
-
-
-def load_master_keys(settings: Settings, environ: Mapping[str, str]) -> MasterKeys:
-    """The master keys. Raises ``MasterKeyFault``."""
-    text = environ.get(MASTER_KEY_VARIABLE)
-    if text is None:
-        return MasterKeys.load(master_key_path(settings))
-    return MasterKeys.parse(text.replace(",", "\n"), source=MASTER_KEY_VARIABLE)
 
 
 def open_store(settings: Settings) -> SqlStore:
@@ -273,17 +203,13 @@ def transport_of(settings: Settings, password: Secret | None, show: Callable[[st
     return SmtpTransport(settings.smtp, login=login)
 
 
-def smtp_password(environ: Mapping[str, str]) -> Secret | None:
-    """What to log in to the mail server with, if there is anything."""
-    text = environ.get(SMTP_PASSWORD_VARIABLE)
-    return Secret(text) if text is not None else None
-
-
 def _issuance(settings: Settings) -> _Issuance:
+    others = settings.other_issuers - {settings.public_url}
     return {
         "issuer": settings.public_url,
         "audience": settings.audience,
-        "other_issuers": settings.other_issuers - {settings.public_url},
+        "other_issuers": others,
+        "former_issuers": settings.former_issuers - others,
     }
 
 

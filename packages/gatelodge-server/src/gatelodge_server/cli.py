@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from gatelodge_server import commands_tiers, commands_tokens  # noqa: F401 - with their import their commands are there
-from gatelodge_server.app import Lodge, StartFault
+from gatelodge_server.app import Lodge
 from gatelodge_server.commands import (
     BY,
     GROUPS,
@@ -41,6 +41,7 @@ from gatelodge_server.commands import (
 )
 from gatelodge_server.core.model import Company, Credential, Instant, Partner
 from gatelodge_server.core.partners import DEFAULT_TIER, NewPartner
+from gatelodge_server.deployment import StartFault
 from gatelodge_server.doctor import examine
 from gatelodge_server.http.fields import Email, Name
 from gatelodge_server.http.sessions import rfc3339

@@ -19,9 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from gatelodge.errors import Rejected, Unavailable
-from gatelodge_server.app import Lodge, StartFault, assemble, load_master_keys, prepare, slug_of
+from gatelodge_server.app import Lodge, assemble, slug_of
 from gatelodge_server.core.model import SECOND, Instant
 from gatelodge_server.core.refusals import Refusal
+from gatelodge_server.deployment import StartFault, load_master_keys, prepare
 from gatelodge_server.http.fields import Line
 from gatelodge_server.http.sessions import rfc3339
 from gatelodge_server.settings import OPTIONS, Settings, SettingsFault, load_settings, parse_duration
@@ -107,8 +108,8 @@ def settings_or_exit(flags: Mapping[str, str | None]) -> Settings:
 
 def _in_lodge(settings: Settings, work: Callable[[Lodge], Awaitable[Record | Sequence[Record]]]) -> Record | Sequence[Record]:
     async def run() -> Record | Sequence[Record]:
-        prepare(settings, os.environ)
-        lodge = assemble(settings, Vault(load_master_keys(settings, os.environ), system_entropy))
+        known = prepare(settings, os.environ)
+        lodge = assemble(known, Vault(load_master_keys(known, os.environ), system_entropy))
         try:
             await lodge.signing_keys.establish()
             await lodge.access_keys.establish()

@@ -11,8 +11,8 @@ from cryptography import x509
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from gatelodge_server.app import load_master_keys, master_key_path, system_clock
 from gatelodge_server.core.model import SECOND, KeyPurpose
+from gatelodge_server.deployment import load_master_keys, master_key_path, system_clock
 from gatelodge_server.settings import Settings
 from gatelodge_server.store.migrate import HEAD, schema_version
 from gatelodge_server.store.signing import list_signing_keys

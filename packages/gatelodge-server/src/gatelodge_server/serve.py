@@ -14,7 +14,8 @@ from typing import Final
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from gatelodge_server.app import Lodge, StartFault, assemble, load_master_keys, prepare, smtp_password, web_app
+from gatelodge_server.app import Lodge, assemble, web_app
+from gatelodge_server.deployment import StartFault, load_master_keys, note_public_url, prepare, smtp_password
 from gatelodge_server.http.edge import Edge
 from gatelodge_server.listener import BoundedProtocol, GateLoop
 from gatelodge_server.log import configure_log, log
@@ -86,13 +87,13 @@ def serve(
     settings: Settings, announce: Callable[[Started], None], *, web_app_of: Callable[[Settings], WebApp] = WebApp
 ) -> None:
     """Serve until told to stop (SIGTERM, SIGINT); requests under way are answered first. Raises ``StartFault``."""
-    prepare(settings, os.environ)
+    settings = prepare(settings, os.environ)
     certificate = _usable_certificate(settings)
     sock = _bind(settings)
     port = sock.getsockname()[1]
-    if settings.port == 0 and settings.public_url == "https://localhost:0":
-        settings = replace(settings, public_url=f"https://localhost:{port}")
-    settings = replace(settings, port=port)
+    public_url = settings.public_url if settings.states("public_url") else f"https://localhost:{port}"
+    settings = replace(settings, port=port, public_url=public_url)
+    note_public_url(settings)
     config = _config(web_app_of(settings), certificate)
     started = Started(settings, certificate)
     if settings.workers > 1:

@@ -8,8 +8,8 @@ default: the master key is a file (or the variable `GATELODGE_MASTER_KEY`), the 
 import ipaddress
 import re
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
 from urllib.parse import urlsplit
@@ -76,6 +76,28 @@ class Settings:
     smtp_user: str
     mail_from: str
     sample_api: Switch
+    stated: frozenset[str]
+    """The names of what somebody has set; the rest are defaults."""
+    former_issuers: frozenset[str] = frozenset()
+
+    def states(self, name: str) -> bool:
+        """Whether somebody has set it."""
+        return name in self.stated
+
+    def known_as(self, environment: str, issuers: Sequence[str]) -> "Settings":
+        """The same for a database of ``environment`` whose tokens were issued as ``issuers``, the latest first."""
+        return replace(
+            self,
+            environment=environment,
+            audience=self.audience if self.states("audience") else default_audience(environment),
+            public_url=issuers[0] if issuers and not self.states("public_url") else self.public_url,
+            former_issuers=frozenset(issuers),
+        )
+
+
+def default_audience(environment: str) -> str:
+    """The `aud` of an environment's tokens."""
+    return f"partner-api-{environment}"
 
 
 def parse_duration(text: str) -> Duration:
@@ -232,6 +254,7 @@ def load_settings(flags: Mapping[str, str | None], environ: Mapping[str, str]) -
     data = flags.get("data") or environ.get("GATELODGE_DATA") or OPTIONS["data"].default
     file = _read_file(Path(environ.get("GATELODGE_CONFIG") or Path(data) / "gatelodge.toml"), environ, faults)
     values: dict[str, Any] = {}
+    stated = set()
     for name, option in OPTIONS.items():
         variable = f"GATELODGE_{name.upper()}"
         for source, text in (
@@ -241,6 +264,8 @@ def load_settings(flags: Mapping[str, str | None], environ: Mapping[str, str]) -
             ("", option.default),
         ):
             if text is not None:
+                if source and text:
+                    stated.add(name)
                 try:
                     values[name] = option.parse(text)
                 except ValueError as fault:
@@ -249,7 +274,7 @@ def load_settings(flags: Mapping[str, str | None], environ: Mapping[str, str]) -
     faults += _contradictions(values)
     if faults:
         raise SettingsFault(faults)
-    return _settle(values)
+    return _settle(values, frozenset(stated))
 
 
 def _read_file(path: Path, environ: Mapping[str, str], faults: list[str]) -> Mapping[str, str]:
@@ -292,7 +317,7 @@ def _contradictions_of_mail(values: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def _settle(values: Mapping[str, Any]) -> Settings:
+def _settle(values: Mapping[str, Any], stated: frozenset[str]) -> Settings:
     def path_or_none(name: str) -> Path | None:
         return Path(values[name]) if values[name] else None
 
@@ -303,7 +328,7 @@ def _settle(values: Mapping[str, Any]) -> Settings:
         data=data,
         database=Path(values["database"].removeprefix("sqlite:///")) if values["database"] else data / "gatelodge.db",
         public_url=values["public_url"] or f"https://localhost:{values['port']}",
-        audience=values["audience"] or f"partner-api-{values['environment']}",
+        audience=values["audience"] or default_audience(values["environment"]),
         other_issuers=values["other_issuers"],
         host=values["host"],
         port=values["port"],
@@ -324,4 +349,5 @@ def _settle(values: Mapping[str, Any]) -> Settings:
         smtp_user=values["smtp_user"],
         mail_from=values["mail_from"],
         sample_api=values["sample_api"],
+        stated=stated,
     )

@@ -37,6 +37,21 @@ metadata = MetaData(
 # SQLite numbers rows by itself only in a column of exactly this type.
 _Sequence = BigInteger().with_variant(Integer, "sqlite")
 
+deployment = Table(
+    "deployment",
+    metadata,
+    # One row: what every credential in here is marked with, so the database is of this environment for good.
+    Column("environment", String(32), primary_key=True),
+)
+
+issuer = Table(
+    "issuer",
+    metadata,
+    # Every `iss` that tokens were given: those without expiry are good under an old one too.
+    Column("url", String(500), primary_key=True),
+    Column("used_at", BigInteger, nullable=False),
+)
+
 tier = Table(
     "tier",
     metadata,

@@ -15,6 +15,17 @@ depends_on = None
 def upgrade() -> None:
     _extend()
     op.create_table(
+        "deployment",
+        sa.Column("environment", sa.String(length=32), nullable=False),
+        sa.PrimaryKeyConstraint("environment", name=op.f("pk_deployment")),
+    )
+    op.create_table(
+        "issuer",
+        sa.Column("url", sa.String(length=500), nullable=False),
+        sa.Column("used_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("url", name=op.f("pk_issuer")),
+    )
+    op.create_table(
         "access_token",
         sa.Column("id", sa.String(length=22), nullable=False),
         sa.Column("lineage_id", sa.String(length=22), nullable=False),
