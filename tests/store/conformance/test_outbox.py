@@ -5,10 +5,23 @@ import itertools
 import os
 
 import pytest
-from given import AROUND, START, WEEK, a_company, a_key, a_login, a_mail, a_partner, a_refresh
+from given import (
+    AROUND,
+    START,
+    WEEK,
+    a_company,
+    a_key,
+    a_login,
+    a_mail,
+    a_partner,
+    a_refresh,
+    a_signing_key,
+    a_token,
+    next_version,
+)
 
 from gatelodge_server.core.ids import uuid7
-from gatelodge_server.core.model import DAY, HOUR, MINUTE, SECOND, MailKind, PartnerStatus
+from gatelodge_server.core.model import DAY, HOUR, MINUTE, SECOND, KeyPurpose, MailKind, PartnerStatus
 from gatelodge_server.core.ports import Condemned, Deferred, Done, GivenUp, Sent
 from gatelodge_server.store.outbox import queue_mail
 
@@ -178,6 +191,20 @@ async def test_the_rotation_of_a_companys_key_tells_nobody(store, company_key, c
     replacement = a_key(company_id=company_key.company_id)
     assert isinstance(await store.roll_key(company_key.id, replacement, ends_at=START, now=START, by="test"), Done)
     assert await claim() == []
+
+
+async def test_r66_the_owner_is_told_once_that_an_access_token_was_rotated(store, key, claim):
+    ring = [a_signing_key("1", signs_from=START, purpose=KeyPurpose.ACCESS), a_signing_key("2", purpose=KeyPurpose.ACCESS)]
+    await store.establish_signing_keys(ring, now=START)
+    token = a_token("1")
+    await store.issue_token(token, by="test")
+    replacement = next_version(token)
+    for _ in range(2):
+        await store.roll_token(token.id, replacement, ends_at=START, now=START, by="test")
+    (notice,) = await claim()
+    assert (notice.kind, notice.recipient) == (MailKind.TOKEN_ROTATED, "dev@acme.example")
+    told = {"label": token.label, "oldToken": token.id, "newToken": replacement.id, "endsAt": str(START)}
+    assert notice.facts.items() >= told.items()
 
 
 @pytest.mark.parametrize("before", list(PartnerStatus))

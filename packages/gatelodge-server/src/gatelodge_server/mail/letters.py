@@ -118,8 +118,8 @@ class Composer:
         given = self._given(mail, code)
         message = EmailMessage(policy=SMTP if recipient.ascii_email else SMTPUTF8)
         message["From"] = Address("Gatelodge", addr_spec=self._sender)
-        to = recipient.ascii_email or f"{recipient.local_part}@{recipient.ascii_domain}"
-        message["To"] = Address(addr_spec=to)
+        to = f"{recipient.local_part}@{recipient.ascii_domain}"
+        message["To"] = Address(username=recipient.local_part, domain=recipient.ascii_domain)
         message["Subject"] = _SUBJECTS[mail.kind].format(host=self._host)
         message["Date"] = datetime.fromtimestamp(mail.created_at // SECOND, UTC)
         message["Message-ID"] = f"<{mail.id.hex()}@{self._domain}>"

@@ -20,12 +20,14 @@ AT_ONCE: Final = 4
 """Mails on their way at the same time: one server that is slow to answer does not hold up the rest."""
 CLAIM_TTL: Final[Duration] = 90 * SECOND
 """Longer than a letter may take (``Patience``): nobody else begins with a mail that is still on its way."""
-_POLL: Final = 1.0
-"""Seconds after which the outbox is looked at again: others queue mails too."""
 
 
 class Mailer:
-    """Empties the outbox. ``grace``: seconds that what is on its way is given when the service stops."""
+    """Empties the outbox.
+
+    ``poll``: seconds after which it looks again, since others queue mails too. ``grace``: seconds that what is on its way is
+    given when the service stops.
+    """
 
     def __init__(
         self,
@@ -35,6 +37,7 @@ class Mailer:
         composer: Composer,
         sealer: Sealer,
         clock: Clock,
+        poll: float = 1.0,
         grace: float = 5.0,
     ) -> None:
         self._store = store
@@ -42,6 +45,7 @@ class Mailer:
         self._composer = composer
         self._sealer = sealer
         self._clock = clock
+        self._poll = poll
         self._grace = grace
         self._woken = asyncio.Event()
         self._stopping = False
@@ -66,7 +70,7 @@ class Mailer:
                     self._under_way.add(task)
                     task.add_done_callback(self._free)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_POLL):
+                    async with asyncio.timeout(self._poll):
                         await self._woken.wait()
             if self._under_way:
                 await asyncio.wait(self._under_way, timeout=self._grace)
@@ -108,7 +112,7 @@ class Mailer:
             try:
                 await self._store.settle_mail(mail.id, outcome, now=self._clock())
             except Unavailable:
-                await asyncio.sleep(_POLL)  # or a mail that was sent would be sent again
+                await asyncio.sleep(self._poll)  # or a mail that was sent would be sent again
             except Exception as mistake:  # noqa: BLE001 - its claim lapses, and it is tried again
                 log.error("mailer_failed", kind=type(mistake).__qualname__)
                 return

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Connection, Select, bindparam, func, insert, or_, select, update
 
-from gatelodge_server.core.model import AccessToken, EndCause, Holder, Instant, PartnerStatus, Standing
+from gatelodge_server.core.model import AccessToken, EndCause, Holder, Instant, MailKind, PartnerStatus, Standing
 from gatelodge_server.core.ports import Done, Refused
 from gatelodge_server.core.refusals import PartnerDeactivated, PartnerNotFound, SigningKeyNotFound, TokenEnded, TokenNotFound
+from gatelodge_server.store.outbox import queue_notice
 from gatelodge_server.store.tables import AnyRow, access_token, partner, signing_key
 from gatelodge_server.store.trail import append_audit, append_change
 
@@ -147,7 +148,10 @@ def roll_token(
     _write_end(connection, token_id, ends_at=ends_at, end_cause=EndCause.ROTATED.value, rotated_at=now)
     detail, partner_id = replacement.id, replacement.partner_id
     append_audit(connection, "token.rotated", now=now, by=by, subject=token_id, partner_id=partner_id, detail=detail)
-    return Done(append_change(connection, "token", token_id, now))
+    sequence = append_change(connection, "token", token_id, now)
+    facts = {"label": old.label, "oldToken": old.id, "newToken": replacement.id, "endsAt": str(ends_at)}
+    queue_notice(connection, MailKind.TOKEN_ROTATED, partner_id, facts, now=now, sequence=sequence)
+    return Done(sequence)
 
 
 def revoke_token(connection: Connection, token_id: str, now: Instant, by: str) -> Done | Refused:
