@@ -17,6 +17,8 @@ import re
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from email.utils import formatdate
+from functools import lru_cache
+from itertools import product
 from typing import Any, Final, Literal, TypeAlias
 from uuid import uuid4
 
@@ -53,12 +55,18 @@ BODY_MAX: Final = 64 * 1024
 
 IDENTITY_HEADERS: Final = frozenset({b"x-partner-id", b"x-company-id", b"x-partner-tier", b"x-credential-id", b"x-scopes"})
 """What a gate says of a caller to an API in another process. From anybody else it is a lie."""
+# RFC 3875 4.1.18: for whoever reads headers as CGI and WSGI do, `-` and `_` are one.
+_LIES: Final = frozenset(
+    b"".join(parts)
+    for name in IDENTITY_HEADERS
+    for parts in product(*((b"-", b"_") if part == b"-" else (part,) for part in re.split(rb"(-)", name)))
+)
 _JSON_TYPE: Final = re.compile(rb"application/(?:[a-z0-9!#$&^_.-]+\+)?json")
 _UTF8: Final = re.compile(rb"""\s*charset\s*=\s*"?(?:utf-8|us-ascii)"?\s*""")
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _PARTNER_FIELD: Final = "partner"
 _SECURE: Final = frozenset({"https", "wss"})
-_ANSWERS: Final = frozenset({"http.response.start", "websocket.accept"})
+_ANSWERS: Final = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 _FRAMED_BY_HEADERS: Final = frozenset({"1.0", "1.1"})
 """Versions of HTTP in which a request without `Content-Length` and `Transfer-Encoding` has no body (RFC 9112 6.3)."""
 _POLICY_VIOLATION: Final = 1008  # RFC 6455 7.4.1
@@ -153,8 +161,9 @@ class Gate:
             await _refuse(scope, receive, send, refused, added)
             return
         added += rates
-        if scope[CALLER].sunset_at is not None:
-            added += _farewell(scope[CALLER])
+        caller: Caller = scope[CALLER]
+        if caller.sunset_at is not None:
+            added += _farewell(caller.sunset_at, caller.rotated_at)
         if not added:
             await self._app(scope, receive, send)
             return
@@ -168,19 +177,22 @@ class Gate:
 
     async def _admit(self, scope: Scope, receive: Receive) -> tuple[Receive, Sequence[tuple[bytes, bytes]]]:
         """Put the caller into the scope; what the API is to read the body from, and the rate headers. Raises a refusal."""
-        if scope["scheme"] not in _SECURE:
+        if scope.get("scheme") not in _SECURE:
             raise HttpsRequired
         headers = scope["headers"]
         credential = credential_in(headers)
         if credential is None:
             raise NoCredential
         caller = scope[CALLER] = await self._verifier.verify_async(credential)
-        if scope["type"] == "http" and _may_have_body(scope):
-            receive = await self._check_body(headers, receive, caller)
-            # A body may take its time, and what has been revoked meanwhile is not to be believed any more.
-            caller = scope[CALLER] = await self._verifier.verify_async(credential)
-        if not IDENTITY_HEADERS.isdisjoint([name for name, _ in headers]):
-            scope["headers"] = [pair for pair in headers if pair[0] not in IDENTITY_HEADERS]
+        if scope["type"] == "http":
+            if _may_have_body(scope):
+                receive = await self._check_body(headers, receive, caller)
+                # A body may take its time, and what has been revoked meanwhile is not to be believed any more.
+                caller = scope[CALLER] = await self._verifier.verify_async(credential)
+            else:
+                receive = _without_body(receive)
+        if not _LIES.isdisjoint([name for name, _ in headers]):
+            scope["headers"] = [pair for pair in headers if pair[0] not in _LIES]
         return receive, () if self._count is None else await self._count(caller, scope)
 
     async def _check_body(self, headers: Sequence[tuple[bytes, bytes]], receive: Receive, caller: Caller) -> Receive:
@@ -189,8 +201,11 @@ class Gate:
         if not is_json and self._other_bodies == "pass":
             return receive
         length = _only(headers, b"content-length")
-        if length is not None and (not length.isdigit() or int(length[:18]) > self._body_limit):
-            raise BodyTooLarge
+        if length is not None:
+            if not length.isdigit():
+                raise MalformedRequest
+            if int(length[:18]) > self._body_limit:
+                raise BodyTooLarge
         body = await _collect(receive, self._body_limit)
         if body and not is_json:
             raise UnsupportedMediaType
@@ -234,6 +249,16 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return receive_again
 
 
+def _without_body(receive: Receive) -> Receive:
+    """For a request that announces no body: should one come all the same, nobody has judged it, and nobody is to read it."""
+
+    async def receive_no_body() -> Message:
+        message = await receive()
+        return {"type": "http.disconnect"} if message.get("body") or message.get("more_body") else message
+
+    return receive_no_body
+
+
 def _may_have_body(scope: Scope) -> bool:
     if scope.get("http_version", "1.1") not in _FRAMED_BY_HEADERS:
         return True
@@ -260,12 +285,11 @@ def _is_json(headers: Sequence[tuple[bytes, bytes]]) -> bool:
     return (_only(headers, b"content-encoding") or b"identity").lower() == b"identity"
 
 
-def _farewell(caller: Caller) -> Headers:
+@lru_cache(maxsize=1024)  # the same for each request of a credential
+def _farewell(sunset_at: int, rotated_at: int | None) -> Sequence[tuple[bytes, bytes]]:
     """How an answer tells that its caller's credential has a successor: RFC 9745 (`Deprecation`), RFC 8594 (`Sunset`)."""
-    headers: Headers = [(b"sunset", formatdate(caller.sunset_at, usegmt=True).encode("ascii"))]
-    if caller.rotated_at is not None:
-        headers.append((b"deprecation", b"@%d" % caller.rotated_at))
-    return headers
+    sunset = (b"sunset", formatdate(sunset_at, usegmt=True).encode("ascii"))
+    return (sunset,) if rotated_at is None else (sunset, (b"deprecation", b"@%d" % rotated_at))
 
 
 def _identify(scope: Scope) -> Headers:
