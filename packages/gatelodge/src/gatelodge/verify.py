@@ -120,8 +120,8 @@ class Verifier:
     """Tells who presents a credential. Safe to share between threads and coroutines, unless it has records.
 
     ``keys`` and ``rules`` are those of session JWTs. ``records`` and ``access_ring`` let API keys and access tokens in;
-    they go together, and such a verifier belongs to one event loop. ``environment`` lets the holder of another environment's
-    token know that it is of another. ``clock`` gives the Unix time in seconds. ``remembered`` is how many credentials found
+    they go together, and such a verifier belongs to one event loop. ``environment`` is the only one whose tokens are let in;
+    the holder of another's is told so. ``clock`` gives the Unix time in seconds. ``remembered`` is how many credentials found
     good are remembered; 0 remembers none. ``ValueError`` when rules are not those of their kind.
     """
 
@@ -225,20 +225,16 @@ class Verifier:
 
     def _read(self, text: str) -> UnverifiedToken:
         token = read_unverified(text)
-        # Told before the look-up: another environment's token must not send us to our issuer for its key.
+        # Read off the token's own marking: it tells its presenter nothing that it does not hold. And told before the look-up:
+        # another environment's token must not send us to our issuer for its key.
         if token.issuer in self._rules.other_issuers:
+            raise WrongEnvironment
+        if self._environment is not None and token.environment not in {None, self._environment}:
             raise WrongEnvironment
         return token
 
     def _judge(self, token: UnverifiedToken, key: VerificationKey | None, rules: TokenRules, sort: CredentialKind) -> Grant:
-        try:
-            claims = verify_token(token, key=key, rules=rules, now=self._clock())
-            caller = caller_from(claims, sort)
-        except InvalidCredential:
-            # Read off the token's own marking: it tells its presenter nothing that it does not hold.
-            if self._environment is not None and token.environment not in {None, self._environment}:
-                raise WrongEnvironment from None
-            raise
+        caller = caller_from(verify_token(token, key=key, rules=rules, now=self._clock()), sort)
         ends_at = _NEVER if caller.expires_at is None else caller.expires_at + rules.leeway
         return Grant(caller, ends_at, CredentialExpired)
 
@@ -252,6 +248,7 @@ class Verifier:
     def _remember(self, digest: bytes, grant: Grant, key: VerificationKey | None) -> Caller:
         if self._remembered:
             with self._lock:
+                self._drop(digest)  # two may have looked it up at once
                 while len(self._seen) >= self._remembered:
                     self._drop(next(iter(self._seen)))  # the one remembered longest
                 self._seen[digest] = _Seen(grant, key)
