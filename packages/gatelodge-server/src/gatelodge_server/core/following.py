@@ -74,13 +74,15 @@ class ChangeFollower:
             await asyncio.sleep(_PAUSE)
 
     def _begin_reading(self) -> asyncio.Task[None]:
-        if self._reading is None:
+        # One that is done is noticed as such only in the loop's next round: it began before this was asked for.
+        if self._reading is None or self._reading.done():
             self._reading = asyncio.get_running_loop().create_task(self._read())
             self._reading.add_done_callback(self._end_reading)
         return self._reading
 
     def _end_reading(self, reading: asyncio.Task[None]) -> None:
-        self._reading = None
+        if self._reading is reading:
+            self._reading = None
         if not reading.cancelled():
             reading.exception()  # those who wait hear of it
 
