@@ -82,7 +82,7 @@ async def test_what_is_written_is_in_the_file_when_the_store_has_closed(backend)
     store = backend.open()
     await store.add_partner(a_partner(), a_key(), by="test")
     await store.close()
-    assert [path.name for path in backend.path.parent.iterdir()] == [backend.path.name]
+    assert sorted(path.name for path in backend.path.parent.iterdir()) == [backend.path.name, backend.path.name + "-bell"]
     assert backend.count("partner") == 1
 
 

@@ -2,7 +2,8 @@
 
 The file stands beside the database. Its number is the last step of the change sequence that its committer has told; each
 committer writes a number that nobody else writes, so a number that has not changed means that nobody has rung since. It is no
-part of the database: lost or stale, it costs a reading that finds nothing.
+part of the database: a stale one costs a reading that finds nothing. Should somebody take the file away, processes that were
+started before and after no longer hear each other ring, and learn of changes by the readings that are done anyway.
 """
 
 import mmap
@@ -18,9 +19,10 @@ class Bell:
     def __init__(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            if os.fstat(descriptor).st_size < _SIZE:
-                # Written and not just extended: a page of a hole that the disk has no room for would be a SIGBUS.
-                os.pwrite(descriptor, bytes(_SIZE), 0)
+            if os.fstat(descriptor).st_size <= _SIZE:
+                # Written and not just extended: a page of a hole that the disk has no room for would be a SIGBUS. Written
+                # behind the number: who makes the file at the same time may have rung it already.
+                os.pwrite(descriptor, b"\0", _SIZE)
             self._memory = mmap.mmap(descriptor, _SIZE)
         finally:
             os.close(descriptor)

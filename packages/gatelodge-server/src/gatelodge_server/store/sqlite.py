@@ -12,6 +12,7 @@ Everything that is particular to SQLite stands here, so that the verbs need not 
 import asyncio
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -78,11 +79,23 @@ class SqliteDriver:
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="store-write")
         self._reading = ThreadPoolExecutor(_READERS, thread_name_prefix="store-read")
         self._on_fault = on_fault
-        self._bell = Bell(path.with_name(path.name + "-bell"))
+        self._bell_path = path.with_name(path.name + "-bell")
+        self._bell: Bell | None = None
+        self._hanging = threading.Lock()
 
     def bell(self) -> int:
-        """What the bell rang last."""
-        return self._bell()
+        """What the bell rang last. Raises ``Unavailable``."""
+        return (self._bell or self._hang_bell())()
+
+    def _hang_bell(self) -> Bell:
+        with self._hanging:
+            if self._bell is None:
+                try:
+                    self._bell = Bell(self._bell_path)
+                except OSError as fault:
+                    self._on_fault(f"no bell: {fault.strerror}")
+                    raise Unavailable from fault
+            return self._bell
 
     async def write(
         self,
@@ -111,13 +124,14 @@ class SqliteDriver:
         **kwargs: Arguments.kwargs,
     ) -> Result:
         def transaction() -> Result:
+            bell = self._bell or self._hang_bell()  # before anything is done that nobody would hear of
             with self._faults(engine), engine.connect() as connection:
                 connection.info.pop(LAST_CHANGE, None)
                 with connection.begin():
                     outcome = verb(connection, *args, **kwargs)
                 sequence = connection.info.pop(LAST_CHANGE, None)
             if sequence is not None:
-                self._bell.ring(sequence)
+                bell.ring(sequence)
             return outcome
 
         return await asyncio.get_running_loop().run_in_executor(pool, transaction)
@@ -139,4 +153,5 @@ class SqliteDriver:
             await asyncio.to_thread(pool.shutdown)
         for engine in (self._reader, self._writer):
             engine.dispose()
-        self._bell.close()
+        if self._bell is not None:
+            self._bell.close()

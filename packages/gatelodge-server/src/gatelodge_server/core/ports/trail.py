@@ -34,5 +34,8 @@ class Bell(Protocol):
     """Something to look at before what was read is believed: it costs next to nothing."""
 
     def bell(self) -> int:
-        """A number that has become another once a change has been committed, before anybody is told of the change."""
+        """A number that has become another once a change has been committed, before anybody is told of the change.
+
+        Raises ``Unavailable``.
+        """
         ...
