@@ -4,7 +4,12 @@ import pytest
 from harness import Server
 from outside import Partner, add_partner, log_in
 
-GENEROUS = {"GATELODGE_LOGIN_FAILURE_LIMIT": "1000000/minute"}
+GENEROUS = {
+    "GATELODGE_LOGIN_FAILURE_LIMIT": "1000000/minute",
+    "GATELODGE_REGISTRATION_LIMIT": "1000000/hour",
+    "GATELODGE_VERIFICATION_FAILURE_LIMIT": "1000000/minute",
+    "GATELODGE_MAILS_OVERALL": "100000",
+}
 PRODUCTION_URL = "https://production.example"
 
 
