@@ -9,9 +9,26 @@ from sqlalchemy import ClauseElement, Engine, event
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from gatelodge_server.core.model import DAY, KeyPurpose, PartnerStatus, SessionEnd
-from gatelodge_server.core.ports import Sent
+from gatelodge_server.core.model import DAY, KeyPurpose, PartnerStatus, SessionEnd, Tier
+from gatelodge_server.core.ports import LastUse, QuotaAsk, Sent, UsageMark
 from gatelodge_server.store.tables import metadata
+
+
+async def everything_of_tokens(store):
+    """The verbs of access tokens, and of the keys that sign them."""
+    ring = [a_signing_key(kid, signs_from=START, purpose=KeyPurpose.ACCESS) for kid in ("4", "5")]
+    await store.establish_signing_keys(ring, now=START)
+    await store.add_partner(a_partner("zeta"), a_key("zeta"), by="test")
+    token = a_token("4", "zeta")
+    await store.issue_token(token, by="test")
+    await store.roll_token(token.id, next_version(token), ends_at=START, now=START, by="test")
+    await store.revoke_token(token.id, now=START, by="test")
+    await store.find_token(token.id)
+    await store.get_token(token.id)
+    await store.list_tokens("zeta")
+    await store.list_token_versions(token.lineage_id)
+    await store.count_live_tokens(now=START)
+    await store.retire_unneeded_keys(now=START)
 
 
 async def everything(store):
@@ -46,25 +63,24 @@ async def everything(store):
     await store.rotate_signing_keys(a_signing_key("3"), lead=0, life=DAY, now=START, by="test")
     await store.retire_signing_key("1", now=START, by="test")
     await store.list_signing_keys()
-    ring = [a_signing_key(kid, signs_from=START, purpose=KeyPurpose.ACCESS) for kid in ("4", "5")]
-    await store.establish_signing_keys(ring, now=START)
-    await store.add_partner(a_partner("zeta"), a_key("zeta"), by="test")
-    token = a_token("4", "zeta")
-    await store.issue_token(token, by="test")
-    await store.roll_token(token.id, next_version(token), ends_at=START, now=START, by="test")
-    await store.revoke_token(token.id, now=START, by="test")
-    await store.find_token(token.id)
-    await store.get_token(token.id)
-    await store.list_tokens("zeta")
-    await store.list_token_versions(token.lineage_id)
-    await store.count_live_tokens(now=START)
-    await store.retire_unneeded_keys(now=START)
+    await everything_of_tokens(store)
+    await every_verb_of_quotas(store, key)
     await store.list_audit(partner_id="acme-motors", since=START)
     await store.list_changes(after=0, limit=10)
     await store.forget_replays(now=START + 9 * DAY)
     for mail in await store.claim_mails(limit=10, now=START, until=START + DAY):
         await store.settle_mail(mail.id, Sent(), now=START)
     await store.purge_mails(ended_before=START + DAY, now=START + DAY)
+
+
+async def every_verb_of_quotas(store, key):
+    await store.set_tier(Tier("gold", 1, 1), now=START, by="test")
+    await store.list_tiers()
+    await store.set_partner_tier("acme-motors", "gold", now=START, by="test")
+    await store.lease_quota(QuotaAsk("acme-motors", 1, START))
+    await store.note_usage([UsageMark("acme-motors", 0, 1, 1)], [LastUse(kind, key.id, START, "") for kind in ("key", "token")])
+    await store.list_usage("acme-motors", since=0)
+    await store.forget_usage(before=START)
 
 
 @pytest.fixture
@@ -104,7 +120,14 @@ async def test_what_a_verb_reads_before_it_writes_is_locked_on_postgresql(statem
     """SQLite has one writer at a time and leaves the clause out: there no race would show that it is missing."""
     locking = [said for said in map(on_postgresql, statements) if "FOR UPDATE" in said]
     locked = {re.search(r"FROM (\w+)", said)[1] for said in locking}
-    assert locked == {"session", "credential", "partner", "company", "signing_key", "outbox", "access_token"}
+    assert locked == {"session", "credential", "partner", "company", "signing_key", "access_token", "outbox", "quota"}
+    # What an access token is issued for must not go meanwhile; before there is a key, the tiers stand for the table of keys.
+    held = {re.search(r"FROM (\w+)\b.*FOR (SHARE|NO KEY UPDATE)", said, re.DOTALL) for said in map(on_postgresql, statements)}
+    assert {match.groups() for match in held if match} == {
+        ("partner", "SHARE"),
+        ("signing_key", "SHARE"),
+        ("tier", "NO KEY UPDATE"),
+    }
     # Nodes that lock the same sessions at once do it in one order; credentials and partners stay free for others.
     refreshes = [said for said in locking if "FROM session" in said]
     assert all(re.search(r"ORDER BY session\.id\s+FOR UPDATE OF session$", said) for said in refreshes)

@@ -1,0 +1,680 @@
+"""Quotas: no more is let in than a tier allows, whatever happens to clocks, nodes and the store."""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from backends import SqliteBackend
+from given import AROUND, START, Clock, a_key, a_partner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gatelodge.errors import InvalidCredential, QuotaExceeded, Unavailable
+from gatelodge_server.core.model import DAY, HOUR, Tier
+from gatelodge_server.core.ports import QuotaAsk, UsageMark
+from gatelodge_server.core.quotas import BUSY, EXHAUSTED_KEPT, IDLE, Quotas, QuotaStatus, Taken, judge_ask
+from gatelodge_server.core.refusals import PartnerNotFound
+
+HOUR_AT, DAY_AT = START - START % HOUR, START - START % DAY
+ACME = "acme-motors"
+MOMENT = 0.001
+"""Seconds."""
+
+
+# --- the decision ---------------------------------------------------------------------------------------------------------
+
+# What nodes may do, in any order: ask by a clock that is wrong by up to two days, and give back a part of an earlier lease.
+STEPS = st.lists(
+    st.tuples(
+        st.integers(0, 50),
+        st.one_of(st.integers(-3, 3), st.integers(-2 * HOUR, 2 * HOUR), st.integers(-2 * DAY, 2 * DAY)),
+        st.one_of(st.none(), st.integers(0, 100)),
+        st.integers(0, 60),
+    ),
+    max_size=60,
+)
+
+
+@given(STEPS, st.integers(1, 40), st.integers(1, 120))
+def test_r78_whatever_is_asked_and_given_back_no_window_is_ever_overdrawn(steps, per_hour, per_day):
+    tier, taken, now = Tier("any", per_hour, per_day), None, DAY_AT + DAY
+    leases, held = [], []
+    for want, passing, returns, how_many in steps:
+        now += passing
+        unused = (0, 0, 0)
+        if returns is not None and leases:
+            at = returns % len(leases)
+            back = min(held[at], how_many)
+            held[at] -= back
+            unused = (back, leases[at].hour_starts_at, leases[at].day_starts_at)
+        before = taken
+        taken, lease = judge_ask(before, QuotaAsk(ACME, want, now, *unused), tier)
+        assert 0 <= lease.granted <= want
+        assert lease[2:] == taken
+        assert taken.hour_starts_at % HOUR == taken.day_starts_at % DAY == 0
+        assert 0 <= taken.hour_starts_at - taken.day_starts_at < DAY
+        if before is not None:
+            assert taken.hour_starts_at >= before.hour_starts_at
+        leases.append(lease)
+        held.append(lease.granted)
+        hours, days = Counter(), Counter()
+        for each, out in zip(leases, held, strict=True):
+            hours[each.hour_starts_at] += out
+            days[each.day_starts_at] += out
+        assert max(hours.values()) <= per_hour
+        assert max(days.values()) <= per_day
+
+
+def test_a_first_ask_opens_the_windows():
+    tier = Tier("starter", 100, 1_000)
+    assert judge_ask(None, QuotaAsk(ACME, 3, START), tier) == (
+        Taken(HOUR_AT, 3, DAY_AT, 3),
+        (3, tier, HOUR_AT, 3, DAY_AT, 3),
+    )
+
+
+# --- nodes over a store ---------------------------------------------------------------------------------------------------
+
+
+class Line:
+    """A node's line to the store. It can be cut on the way there or on the way back, or be slow."""
+
+    def __init__(self, store):
+        self._store = store
+        self.cut = None
+        self.asks = []
+        self.under_way = self.most_under_way = 0
+        self.slow = None
+
+    def __getattr__(self, verb):
+        ask = getattr(self._store, verb)
+
+        async def over_the_line(*args, **kwargs):
+            if verb == "lease_quota":
+                self.asks.append(args[0])
+            if self.cut == "there":
+                raise Unavailable
+            if self.cut == "mistaken":
+                raise ZeroDivisionError
+            self.under_way += 1
+            self.most_under_way = max(self.most_under_way, self.under_way)
+            answer = await ask(*args, **kwargs)
+            if self.slow is not None:
+                await self.slow.wait()
+            self.under_way -= 1
+            if self.cut == "back":
+                raise Unavailable
+            return answer
+
+        return over_the_line
+
+
+@dataclass
+class Node:
+    line: Line
+    quotas: Quotas
+    clock: Clock
+    monotonic: Clock
+    mistakes: list = field(default_factory=list)
+
+    async def try_one(self, partner_id=ACME):
+        try:
+            return await self.quotas.count(partner_id, self.clock())
+        except (QuotaExceeded, Unavailable) as refused:
+            return refused
+
+    async def let_in(self, times, partner_id=ACME):
+        """How many of so many requests at once are let in."""
+        return len(accepted(await asyncio.gather(*(self.try_one(partner_id) for _ in range(times)))))
+
+    async def be_idle(self):
+        await self.quotas.go_round()
+        self.monotonic.forward(IDLE)
+        await self.quotas.go_round()
+
+
+def accepted(outcomes):
+    return [outcome for outcome in outcomes if isinstance(outcome, QuotaStatus)]
+
+
+@pytest.fixture
+async def store(tmp_path):
+    """Of a partner of the tier ``starter``: 100 requests an hour, 1,000 a day."""
+    backend = SqliteBackend.create(tmp_path)
+    store = backend.open()
+    await store.add_partner(a_partner(), a_key(), by="test")
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def start(store):
+    """Starts a node. It shares the store with the others, and the clock if it is given one."""
+
+    def start(clock=None):
+        line, clock, monotonic, mistakes = Line(store), clock or Clock(), Clock(0.0), []
+        quotas = Quotas(store=line, clock=clock, monotonic=monotonic, on_mistake=mistakes.append)
+        return Node(line, quotas, clock, monotonic, mistakes)
+
+    return start
+
+
+@pytest.fixture
+async def node(start):
+    return start()
+
+
+async def taken(store, now=START):
+    """How much of the partner's hour and day is taken, in the eyes of the store."""
+    lease = await store.lease_quota(QuotaAsk(ACME, 0, now))
+    return lease.hour_taken, lease.day_taken
+
+
+def held(node, partner_id=ACME):
+    """What a node has leased and not used."""
+    book = node.quotas._books.get(partner_id)
+    return book.left if book is not None else 0
+
+
+# --- never more, never fewer ----------------------------------------------------------------------------------------------
+
+
+async def test_p5_of_a_thousand_requests_at_once_a_hundred_are_let_in(node, store):
+    outcomes = await asyncio.gather(*(node.try_one() for _ in range(1_000)))
+    assert len(accepted(outcomes)) == 100
+    assert [type(outcome) for outcome in outcomes if outcome not in accepted(outcomes)] == [QuotaExceeded] * 900
+    assert [status.hour.remaining for status in accepted(outcomes)] == list(range(99, -1, -1))
+    assert await taken(store) == (100, 100)
+
+
+async def test_p5_one_after_the_other_a_hundred_are_let_in(node):
+    outcomes = [await node.try_one() for _ in range(200)]
+    assert outcomes[:100] == accepted(outcomes)
+    assert [status.hour.used for status in outcomes[:100]] == list(range(1, 101))
+
+
+async def test_p5_two_nodes_together_let_a_hundred_in(start, store):
+    nodes = [start(), start()]
+    total, rounds = 0, []
+    while not rounds or rounds[-1]:
+        rounds.append(sum(await asyncio.gather(*(node.let_in(1_000) for node in nodes))))
+        total += rounds[-1]
+        assert total <= 100
+        for node in nodes:
+            await node.be_idle()
+    assert total == 100
+    assert await taken(store) == (100, 100)
+
+
+async def test_p5_it_does_not_matter_when_slices_come_back(start, store):
+    """Three nodes, one request at a time here and there, slices given back in between: in the end it is the limit."""
+    nodes, total = [start() for _ in range(3)], 0
+    for at in range(400):
+        node = nodes[at % 7 % 3]
+        total += await node.let_in(1)
+        if at % 11 == 0:
+            await nodes[at % 3].be_idle()
+        node.monotonic.forward(EXHAUSTED_KEPT)
+    for node in nodes:
+        await node.be_idle()
+    total += await nodes[0].let_in(100)
+    assert total == 100
+
+
+async def test_partners_do_not_share(node, store):
+    await store.add_partner(a_partner("miller"), a_key("miller"), by="test")
+    assert await asyncio.gather(node.let_in(150), node.let_in(50, "miller")) == [100, 50]
+    assert (await node.quotas.status("miller")).hour.remaining == 50
+
+
+@pytest.mark.parametrize(("length", "limits"), [(HOUR, (10, 1_000)), (DAY, (10, 10))])
+@pytest.mark.parametrize("offset", AROUND)
+async def test_a_window_ends_on_the_full_hour_and_day(node, store, length, limits, offset):
+    await store.set_tier(Tier("starter", *limits), now=START, by="test")
+    ends_at = DAY_AT + DAY
+    node.clock.now = ends_at - 1
+    assert await node.let_in(20) == 10
+    node.clock.now = ends_at + offset
+    assert await node.let_in(20) == (0 if offset < 0 else 10)
+
+
+@pytest.mark.parametrize("offset", AROUND)
+async def test_the_day_ends_what_the_hours_would_still_allow(node, store, offset):
+    await store.set_tier(Tier("starter", 100, 100 + offset), now=START, by="test")
+    assert await node.let_in(150) == min(100, 100 + offset)
+    node.clock.forward(HOUR)
+    assert await node.let_in(150) == max(0, offset)
+
+
+async def test_a_refusal_names_what_is_used_up_and_when_it_ends(node, store):
+    await store.set_tier(Tier("starter", 5, 5), now=START, by="test")
+    node.clock.now = HOUR_AT + 1
+    refused = [outcome for outcome in [await node.try_one() for _ in range(6)] if isinstance(outcome, QuotaExceeded)]
+    assert [(each.policies, each.retry_after) for each in refused] == [(("hour", "day"), (DAY_AT + DAY - HOUR_AT) // 1_000)]
+    node.clock.now = DAY_AT + DAY
+    await store.set_tier(Tier("starter", 5, 6), now=START, by="test")
+    refused = [outcome for outcome in [await node.try_one() for _ in range(7)] if isinstance(outcome, QuotaExceeded)]
+    assert [(each.policies, each.retry_after) for each in refused] == [(("hour",), 3_600)] * 2
+    assert dict(refused[0].headers)[b"ratelimit"] == b'"hour";r=0;t=3600, "day";r=1;t=86400'
+    node.clock.forward(HOUR + 1)
+    refused = [outcome for outcome in [await node.try_one() for _ in range(3)] if isinstance(outcome, QuotaExceeded)]
+    assert [(each.policies, each.retry_after) for each in refused] == [(("day",), 23 * 3_600)] * 2
+
+
+async def test_who_is_not_known_is_not_let_in(node):
+    with pytest.raises(InvalidCredential):
+        await node.quotas.count("acme", START)
+    with pytest.raises(PartnerNotFound):
+        await node.quotas.status("acme")
+
+
+# --- in memory, or by the store -------------------------------------------------------------------------------------------
+
+
+async def test_while_there_is_a_slice_a_request_is_counted_without_a_pause(node):
+    await node.let_in(20)
+    assert held(node) > 0
+    asked = len(node.line.asks)
+    counting = node.quotas.count(ACME, START)
+    with pytest.raises(StopIteration) as returned:
+        counting.send(None)
+    assert isinstance(returned.value.value, QuotaStatus)
+    assert len(node.line.asks) == asked
+
+
+async def test_a_quiet_partner_leases_one_at_a_time(node):
+    for at in range(10):
+        assert await node.let_in(1) == 1
+        assert (len(node.line.asks), held(node)) == (at + 1, 0)
+        node.monotonic.forward(BUSY + MOMENT)
+
+
+@pytest.mark.parametrize("offset", AROUND)
+async def test_a_slice_that_is_used_up_at_once_is_followed_by_a_larger_one(node, store, offset):
+    await store.set_tier(Tier("starter", 1_000_000, 1_000_000), now=START, by="test")
+    for _ in range(15):
+        await node.quotas.count(ACME, START)
+    assert [ask.want for ask in node.line.asks] == [1, 2, 4, 8]
+    node.monotonic.now += BUSY + offset * MOMENT
+    await node.quotas.count(ACME, START)
+    assert node.line.asks[-1].want == (4 if offset > 0 else 16)
+
+
+async def test_no_slice_is_larger_than_an_eighth_of_what_is_left(node):
+    left = 100
+    for _ in range(100):
+        await node.quotas.count(ACME, START)
+    for ask in node.line.asks:
+        assert ask.want <= max(1, left // 8)
+        left -= ask.want
+    assert left == 0
+    assert max(ask.want for ask in node.line.asks) > 4
+
+
+async def test_all_who_wait_for_a_partner_wait_for_the_same_ask(node):
+    node.line.slow = asyncio.Event()
+    waiting = [asyncio.create_task(node.try_one()) for _ in range(50)]
+    looking = [asyncio.create_task(node.quotas.status(ACME)) for _ in range(5)]
+    while not node.line.asks:
+        await asyncio.sleep(0)
+    node.line.slow.set()
+    assert len(accepted(await asyncio.gather(*waiting))) == 50
+    await asyncio.gather(*looking)
+    assert node.line.most_under_way == 1
+    assert node.line.asks[0].want == 1
+    assert len(node.line.asks) < 20
+
+
+@pytest.mark.parametrize("offset", AROUND)
+async def test_that_nothing_is_left_is_believed_for_a_tenth_of_a_second(start, store, offset):
+    node, other = start(), start()
+    assert await other.let_in(99) == 99
+    await other.quotas.close()
+    lease = await store.lease_quota(QuotaAsk(ACME, 1, START))
+    assert await node.let_in(50) == 0
+    asked = len(node.line.asks)
+    assert await node.let_in(50) == 0
+    assert len(node.line.asks) == asked
+    await store.lease_quota(QuotaAsk(ACME, 0, START, 1, lease.hour_starts_at, lease.day_starts_at))
+    node.monotonic.now += EXHAUSTED_KEPT + offset * MOMENT
+    assert await node.let_in(50) == (0 if offset < 0 else 1)
+
+
+async def test_a_new_window_is_seen_although_nothing_was_left_a_moment_ago(node):
+    assert await node.let_in(101) == 100
+    node.clock.now = HOUR_AT + HOUR
+    assert await node.let_in(1) == 1
+
+
+# --- giving back ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", AROUND)
+async def test_a_slice_that_is_idle_for_a_quarter_of_a_second_is_given_back(node, store, offset):
+    await node.let_in(20)
+    assert held(node) > 0
+    await node.quotas.go_round()
+    node.monotonic.now += IDLE + offset * MOMENT
+    await node.quotas.go_round()
+    assert (held(node) == 0) == (offset >= 0)
+    assert (await taken(store) == (20, 20)) == (offset >= 0)
+
+
+async def test_a_partner_that_is_idle_takes_no_room(node):
+    await node.let_in(150)
+    for _ in range(3):
+        await node.be_idle()
+    assert node.quotas._books == {}
+
+
+async def test_a_partner_that_goes_on_keeps_its_slice(node):
+    await node.let_in(20)
+    for _ in range(5):
+        await node.quotas.go_round()
+        node.monotonic.forward(IDLE - MOMENT)
+        await node.let_in(1)
+    assert sum(ask.unused for ask in node.line.asks) == 0
+
+
+@pytest.mark.parametrize("offset", AROUND)
+async def test_what_a_window_leaves_over_comes_back_to_the_day(node, store, offset):
+    await node.let_in(20)
+    node.clock.now = HOUR_AT + HOUR + offset
+    await node.quotas.go_round()
+    assert (held(node) == 0) == (offset >= 0)
+    if offset >= 0:
+        assert await taken(store, node.clock.now) == (0, 20)
+
+
+async def test_a_process_that_was_frozen_does_not_use_an_old_slice(node, store):
+    await node.let_in(20)
+    assert held(node) > 0
+    node.clock.now = HOUR_AT + HOUR
+    outcomes = await asyncio.gather(*(node.try_one() for _ in range(200)))
+    assert len(accepted(outcomes)) == 100
+    assert await taken(store, node.clock.now) == (100, 120)
+
+
+async def test_a_process_that_was_frozen_while_it_asked_does_not_use_the_answer(node, store):
+    node.line.slow = asyncio.Event()
+    waiting = asyncio.create_task(node.try_one())
+    while not node.line.under_way:
+        await asyncio.sleep(0)
+    node.clock.now = HOUR_AT + HOUR
+    node.line.slow.set()
+    status = await waiting
+    assert status.hour.resets_at == HOUR_AT + 2 * HOUR
+    assert await taken(store, node.clock.now) == (1, 1)
+
+
+async def test_closing_gives_everything_back_and_tells_what_was_counted(node, store):
+    await store.add_partner(a_partner("miller"), a_key("miller"), by="test")
+    running = asyncio.create_task(node.quotas.run())
+    await asyncio.gather(node.let_in(20), node.let_in(150, "miller"))
+    assert held(node) > 0
+    await node.quotas.close()
+    await running
+    assert await taken(store) == (20, 20)
+    assert await store.list_usage(ACME, since=0) == [UsageMark(ACME, HOUR_AT, 20, 0)]
+    assert await store.list_usage("miller", since=0) == [UsageMark("miller", HOUR_AT, 100, 50)]
+
+
+async def test_closing_waits_for_those_who_ask(node, store):
+    node.line.slow = asyncio.Event()
+    waiting = asyncio.create_task(node.let_in(20))
+    while not node.line.under_way:
+        await asyncio.sleep(0)
+    closing = asyncio.create_task(node.quotas.close())
+    node.line.slow.set()
+    assert await waiting == 20
+    await closing
+    assert await taken(store) == (20, 20)
+
+
+async def test_a_restart_keeps_what_is_used(start):
+    node = start()
+    assert await node.let_in(60) == 60
+    await node.quotas.close()
+    assert await start().let_in(60) == 40
+
+
+async def test_a_crash_takes_one_slice_along(start):
+    node = start()
+    assert await node.let_in(20) == 20
+    lost = held(node)
+    assert 0 < lost <= 100 // 8
+    assert await start().let_in(1_000) == 80 - lost
+
+
+# --- the store is away ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut", ["there", "back"])
+async def test_r72_without_the_store_nobody_is_let_in(node, store, cut):
+    node.line.cut = cut
+    outcomes = await asyncio.gather(*(node.try_one() for _ in range(10)))
+    assert [type(outcome) for outcome in outcomes] == [Unavailable] * 10
+    with pytest.raises(Unavailable):
+        await node.quotas.status(ACME)
+    node.line.cut = None
+    lost = (await taken(store))[0]
+    assert lost <= 1
+    assert await node.let_in(200) == 100 - lost
+
+
+@pytest.mark.parametrize("cut", ["there", "back"])
+async def test_what_may_have_been_given_back_is_not_given_back_again(node, store, cut):
+    assert await node.let_in(20) == 20
+    lost = held(node)
+    assert lost > 0
+    await node.quotas.go_round()
+    node.line.cut = cut
+    await node.be_idle()
+    node.line.cut = None
+    await node.be_idle()
+    assert await taken(store) == (20 + (lost if cut == "there" else 0),) * 2
+    assert sum(ask.unused for ask in node.line.asks) == lost
+
+
+async def test_what_is_held_is_used_while_the_store_is_away(node):
+    await node.let_in(20)
+    node.line.cut, left = "there", held(node)
+    assert await node.let_in(left + 5) == left
+
+
+async def test_looking_does_not_cost_what_is_held(node):
+    await node.let_in(20)
+    left = held(node)
+    node.line.cut = "there"
+    with pytest.raises(Unavailable):
+        await node.quotas.status(ACME)
+    assert held(node) == left > 0
+
+
+async def test_a_mistake_is_told_to_those_who_wait_and_ends_nothing(node):
+    node.line.cut = "mistaken"
+    with pytest.raises(ZeroDivisionError):
+        await node.quotas.count(ACME, START)
+    assert [type(mistake) for mistake in node.mistakes] == [ZeroDivisionError]
+    node.line.cut = None
+    assert await node.let_in(1) == 1
+
+
+async def test_who_goes_away_is_not_counted(node, store):
+    node.line.slow = asyncio.Event()
+    waiting = [asyncio.create_task(node.try_one()) for _ in range(20)]
+    while not node.line.under_way:
+        await asyncio.sleep(0)
+    for task in waiting[:10]:
+        task.cancel()
+    await asyncio.wait(waiting[:10])
+    node.line.slow.set()
+    assert len(accepted(await asyncio.gather(*waiting[10:]))) == 10
+    await node.quotas.close()
+    assert await taken(store) == (10, 10)
+
+
+# --- a change of tier -----------------------------------------------------------------------------------------------------
+
+
+async def test_r39_a_higher_tier_counts_at_once(node, store):
+    await store.set_tier(Tier("gold", 500, 5_000), now=START, by="test")
+    assert await node.let_in(150) == 100
+    await store.set_partner_tier(ACME, "gold", now=START, by="test")
+    node.quotas.forget(ACME)
+    assert await node.let_in(1_000) == 400
+
+
+async def test_r39_a_lower_tier_counts_at_once(node, store):
+    await node.let_in(20)
+    assert held(node) > 0
+    await store.set_tier(Tier("starter", 10, 1_000), now=START, by="test")
+    node.quotas.forget_all()
+    assert held(node) == 0
+    assert await node.let_in(10) == 0
+    assert await taken(store) == (20, 20)
+    refused = await node.try_one()
+    assert dict(refused.headers)[b"ratelimit-policy"] == b'"hour";q=10;w=3600, "day";q=1000;w=86400'
+
+
+async def test_r39_what_was_asked_for_before_a_change_is_not_used_after_it(node, store):
+    """The store has granted it, but its answer comes after the change."""
+    node.line.slow = asyncio.Event()
+    waiting = asyncio.create_task(node.try_one())
+    while not node.line.under_way:
+        await asyncio.sleep(0)
+    lease = await store.lease_quota(QuotaAsk(ACME, 0, START))
+    while not lease.hour_taken:
+        lease = await store.lease_quota(QuotaAsk(ACME, 0, START))
+    await store.lease_quota(QuotaAsk(ACME, 50, START))
+    await store.set_tier(Tier("starter", 10, 1_000), now=START, by="test")
+    node.quotas.forget(ACME)
+    node.line.slow.set()
+    assert isinstance(await waiting, QuotaExceeded)
+    assert await taken(store) == (50, 50)
+
+
+@pytest.mark.parametrize(
+    ("kind", "subject", "heeded"),
+    [
+        ("partner", ACME, True),
+        ("tier", "starter", True),
+        ("partner", "miller", False),
+        ("credential", ACME, False),
+    ],
+)
+async def test_changes_that_concern_quotas_are_heeded(node, kind, subject, heeded):
+    await node.let_in(20)
+    node.quotas.hear(kind, subject)
+    assert (held(node) == 0) == heeded
+
+
+# --- status ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_status_is_exact_for_the_node_that_is_asked(start, store):
+    node, other = start(), start()
+    assert (await node.quotas.status(ACME)).hour == (100, 0, 100, HOUR_AT + HOUR)
+    await other.let_in(5)
+    await other.be_idle()
+    await node.let_in(20)
+    assert held(node) > 0
+    status = await node.quotas.status(ACME)
+    assert status == (Tier("starter", 100, 1_000), (100, 25, 75, HOUR_AT + HOUR), (1_000, 25, 975, DAY_AT + DAY))
+    left = held(node)
+    assert await node.let_in(left) == left
+    assert (await node.quotas.status(ACME)).hour.used == 25 + left
+
+
+async def test_a_status_tells_of_a_change_that_the_node_has_not_heard_of(node, store):
+    await node.let_in(20)
+    await store.set_tier(Tier("starter", 10, 1_000), now=START, by="test")
+    status = await node.quotas.status(ACME)
+    assert (status.tier, status.hour) == (Tier("starter", 10, 1_000), (10, 20, 0, HOUR_AT + HOUR))
+    await node.quotas.go_round()
+    assert await taken(store) == (20, 20)
+    assert await node.let_in(1) == 0
+
+
+async def test_a_status_of_later_windows_does_not_count_what_is_held_of_earlier_ones(node, store):
+    """Another node's clock is ahead, and has begun the next hour."""
+    await node.let_in(20)
+    lost = held(node)
+    await store.lease_quota(QuotaAsk(ACME, 7, HOUR_AT + HOUR))
+    status = await node.quotas.status(ACME)
+    assert status.hour == (100, 7, 93, HOUR_AT + 2 * HOUR)
+    await node.quotas.go_round()
+    assert await taken(store) == (7, 27)
+    assert lost > 0
+
+
+async def test_a_status_after_a_refusal_makes_nobody_wait_for_nothing(start):
+    """What comes back is seen by the look, and so by the next request."""
+    node, other = start(), start()
+    await other.let_in(20)
+    await node.let_in(100)
+    assert isinstance(await node.try_one(), QuotaExceeded)
+    left = held(other)
+    await other.be_idle()
+    assert (await node.quotas.status(ACME)).hour.remaining == left > 0
+    assert await node.let_in(50) == left
+
+
+# --- usage ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_usage_is_told_about_once_a_second(node, store):
+    await node.quotas.go_round()
+    await node.let_in(120)
+    await node.quotas.go_round()
+    assert await store.list_usage(ACME, since=0) == []
+    node.monotonic.forward(1)
+    await node.quotas.go_round()
+    assert await store.list_usage(ACME, since=0) == [UsageMark(ACME, HOUR_AT, 100, 20)]
+    node.monotonic.forward(1)
+    await node.quotas.go_round()
+    assert await store.list_usage(ACME, since=0) == [UsageMark(ACME, HOUR_AT, 100, 20)]
+
+
+async def test_usage_is_entered_under_the_hour_that_it_fell_into(node, store):
+    await node.let_in(120)
+    node.clock.now = HOUR_AT + HOUR
+    await node.let_in(30)
+    await node.quotas.close()
+    assert await store.list_usage(ACME, since=0) == [
+        UsageMark(ACME, HOUR_AT, 100, 20),
+        UsageMark(ACME, HOUR_AT + HOUR, 30, 0),
+    ]
+
+
+async def test_r72_usage_that_could_not_be_told_is_told_later_and_once(node, store):
+    await node.let_in(10)
+    await node.be_idle()
+    key = (await store.list_keys(ACME))[0]
+    node.quotas.note_use("key", key.id, "192.0.2.1", START)
+    node.line.cut = "there"
+    node.monotonic.forward(1)
+    with pytest.raises(Unavailable):
+        await node.quotas.go_round()
+    node.line.cut = None
+    await node.let_in(5)
+    node.quotas.note_use("key", key.id, "192.0.2.1", START + 1)
+    await node.quotas.close()
+    assert await store.list_usage(ACME, since=0) == [UsageMark(ACME, HOUR_AT, 15, 0)]
+    assert (await store.get_key(key.id)).last_used_at == START + 1
+
+
+async def test_r72_it_goes_on_without_the_store_and_after_mistakes(node, store):
+    node.line.cut = "there"
+    running = asyncio.create_task(node.quotas.run())
+    await node.let_in(1)
+    node.quotas.note_use("token", "unknown", "192.0.2.1", START)
+    node.line.cut = "mistaken"
+    while not node.mistakes:
+        node.monotonic.forward(1)
+        await asyncio.sleep(0)
+    node.line.cut = None
+    assert not running.done()
+    await node.quotas.close()
+    await running
