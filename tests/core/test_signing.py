@@ -5,16 +5,25 @@ import json
 import os
 
 import pytest
+from backends import SqliteBackend
 from given import AROUND, START, a_signing_key, changed
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from gatelodge.errors import Unavailable
-from gatelodge.tokens import read_unverified
-from gatelodge_server.core.model import DAY, HOUR, MINUTE, KeyPurpose, SigningKey
+from gatelodge.errors import InvalidCredential, Unavailable
+from gatelodge.tokens import TokenRules, read_unverified, verify_token
+from gatelodge_server.core.model import DAY, HOUR, MINUTE, SECOND, KeyPurpose, SigningKey
 from gatelodge_server.core.refusals import SigningKeyInUse, SigningKeyNotFound
-from gatelodge_server.core.signing import KEY_SET_MAX_AGE, RING_MAX_AGE, SigningKeys, plan_retirement, plan_rotation
+from gatelodge_server.core.signing import (
+    GRACE,
+    KEY_SET_MAX_AGE,
+    RING_MAX_AGE,
+    SigningKeys,
+    plan_retirement,
+    plan_rotation,
+    plan_withdrawals,
+)
 from gatelodge_server.vault import MasterKeys, Vault
 
 LEAD, LIFE = KEY_SET_MAX_AGE, DAY
@@ -387,3 +396,85 @@ async def test_a_key_that_is_gone_need_not_open_any_more(lodge):
     )
     assert (await keys.signer(lodge.clock.now)).kid
     assert "old" not in {jwk["kid"] for jwk in await keys.key_set()}
+
+
+# --- Two rings ---
+
+
+async def test_r9_each_ring_signs_and_verifies_what_is_of_its_own_purpose_only(lodge):
+    """A session JWT that a key of the other ring has signed is refused, and the other way round: no matter that both are ours."""
+    issuer, audience = "https://uat.example.com", "partner-api-uat"
+    sessions = TokenRules.for_sessions(issuer=issuer, audience=audience)
+    access = TokenRules.for_access_tokens(issuer=issuer, audience=audience)
+    _, key = await lodge.new_partner()
+    session = read_unverified((await lodge.sessions.log_in(key)).jwt.reveal())
+    issued = read_unverified((await lodge.access_tokens.issue("acme-motors", label="", by="test")).text.reveal())
+    rings = {sessions: lodge.signing_keys, access: lodge.access_keys}
+    for (rules, own), other in zip(rings.items(), reversed(rings.values()), strict=True):
+        genuine = session if rules is sessions else issued
+        claims = verify_token(genuine, key=await own.find_async(genuine.kid), rules=rules, now=START / SECOND)
+        forged = read_unverified((await other.signer(START)).sign(claims, typ=genuine.type))
+        assert await other.find_async(forged.kid) is not None
+        with pytest.raises(InvalidCredential):
+            verify_token(forged, key=await own.find_async(forged.kid), rules=rules, now=START / SECOND)
+
+
+async def test_the_rings_share_no_key_and_are_rotated_apart(lodge):
+    before = [key.kid for key in await lodge.access_keys.list_keys()]
+    sessions = {key.kid for key in await lodge.signing_keys.list_keys()}
+    assert (len(before), len(sessions), sessions & set(before)) == (2, 2, set())
+    rotated = await lodge.signing_keys.rotate(by="test")
+    assert rotated.kid in sessions
+    assert [key.kid for key in await lodge.access_keys.list_keys()] == before
+    assert (await lodge.access_keys.rotate(by="test")).kid in before
+    for ring, purpose in ((lodge.signing_keys, KeyPurpose.SESSION), (lodge.access_keys, KeyPurpose.ACCESS)):
+        assert {key.purpose for key in await ring.list_keys()} == {purpose}
+        assert {jwk["kid"] for jwk in await ring.key_set()} == {key.kid for key in await ring.list_keys()}
+
+
+async def test_establishing_one_ring_is_not_hindered_by_the_other(tmp_path, vault):
+    store = SqliteBackend.create(tmp_path).open()
+    rings = [
+        SigningKeys(purpose=purpose, store=store, sealer=vault, clock=lambda: START, monotonic=lambda: 0.0, jwt_ttl=None)
+        for purpose in KeyPurpose
+    ]
+    for ring in rings:
+        await ring.establish()
+        await ring.establish()
+    assert [len(await ring.list_keys()) for ring in rings] == [2, 2]
+    await store.close()
+
+
+@pytest.mark.parametrize("life", [None, LIFE])
+def test_a_key_that_signed_what_does_not_expire_has_no_day_on_which_it_goes(life):
+    plan = plan_rotation([CURRENT, NEXT], a_signing_key(), lead=0, life=life, now=START)
+    assert plan.changed[-1] == changed(CURRENT, signs_until=START, gone_at=life and START + life)
+
+
+@pytest.mark.parametrize("offset", AROUND)
+@pytest.mark.parametrize(
+    ("change", "live", "goes"),
+    [
+        ({}, {}, True),
+        ({}, {"old": 0, "other": 5}, True),
+        ({}, {"old": 1}, False),
+        ({"purpose": KeyPurpose.SESSION}, {}, False),
+        ({"gone_at": START}, {}, False),
+        ({"signs_until": None}, {}, False),
+        ({"signs_from": None, "signs_until": None}, {}, False),
+    ],
+)
+def test_a_key_for_access_tokens_goes_when_it_signs_no_more_and_nobody_needs_it(change, live, goes, offset):
+    old = a_signing_key("old", purpose=KeyPurpose.ACCESS, signs_from=0, signs_until=START)
+    now = START + GRACE + offset
+    key = changed(old, **change)
+    assert plan_withdrawals([key], live, now=now) == ([changed(key, gone_at=now)] if goes and offset >= 0 else [])
+
+
+def test_no_key_is_withdrawn_that_live_tokens_need_and_one_that_is_gone_is_no_ones_need():
+    pending = changed(NEXT, signs_from=START + LEAD)
+    retiring = changed(CURRENT, signs_until=START)
+    for key in (CURRENT, retiring):
+        assert plan_retirement([key, pending], "current", live_tokens=1, now=START) is None
+        assert plan_retirement([key, pending], "current", live_tokens=0, now=START) is not None
+    assert plan_retirement([changed(retiring, gone_at=START), pending], "current", live_tokens=1, now=START) == []
