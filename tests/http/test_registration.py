@@ -134,7 +134,7 @@ BAD = {
         None,
         ["dev@acme.example"],
     ],
-    "displayName": ["", "  ", "a" * 201, "Acme\nMotors", "Acme\x07", "Acme\u2028Motors", "\ud800", None, 7],
+    "displayName": ["", "  ", "a" * 201, "Acme\nMotors", "Acme\x07", "Acme\u2028Motors", None, 7],
     "agreedToTerms": [False, None, "true", 1, "yes", [True]],
     "organizationName": ["", "a" * 201, "Acme\r\nMotors", "\x1b[31m", 7],
     "websiteUrl": [
