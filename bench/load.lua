@@ -3,6 +3,9 @@
 
 local load = os.getenv("LOAD")
 local headers = { ["Content-Type"] = "application/json", ["X-Forwarded-Proto"] = "https", ["X-Forwarded-For"] = "192.0.2.7" }
+if os.getenv("CREDENTIAL") then
+  headers["Authorization"] = "Bearer " .. os.getenv("CREDENTIAL")
+end
 local spare, first, last = {}, 1, 0
 
 function init()

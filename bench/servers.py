@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,25 +71,32 @@ class Running:
 
 
 @contextmanager
-def running(program: tuple[str, ...], data: Path, *args: str, plain: bool = True) -> Iterator[Running]:
-    """Run a server on its core, over plain HTTP as behind a proxy, or over TLS."""
+def running(
+    program: tuple[str, ...],
+    data: Path,
+    *args: str,
+    plain: bool = True,
+    scheme: str | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Iterator[Running]:
+    """Run a server on its core, over plain HTTP as behind a proxy, or over TLS; ``environ`` is added to the variables."""
     command = [*program, "serve", "--json", "--port", "0", "--data", str(data), *args]
     if plain:
         command += ["--behind-proxy", "127.0.0.0/8"]
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("GATELODGE_")}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GATELODGE_")} | dict(environ or {})
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=environ,
+        env=own,
         preexec_fn=lambda: os.sched_setaffinity(0, {SERVER_CORE}),  # noqa: PLW1509 - no threads yet
     ) as process:
         try:
             assert process.stdout is not None
             port = json.loads(process.stdout.readline())["port"]
             time.sleep(1)  # housekeeping's first round
-            yield Running(f"{'http' if plain else 'https'}://127.0.0.1:{port}", process.pid)
+            yield Running(f"{scheme or ('http' if plain else 'https')}://127.0.0.1:{port}", process.pid)
         finally:
             process.kill()
 
