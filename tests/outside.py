@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from email import message_from_bytes, policy
+from email.message import EmailMessage
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -146,6 +148,47 @@ def problem(answer: httpx2.Response) -> dict[str, Any]:
 def whoami(client: httpx2.Client, credential: str) -> tuple[int, str | None]:
     """How a credential is judged at this moment. A company's is known, but may not list companies: 403."""
     return outcome(client.get("/companies", params={"limit": "1"}, headers=r_auth(credential)))
+
+
+# --- registration ---------------------------------------------------------------------------------------------------------
+
+REGISTER = "/api/v2/Partners/Register"
+
+
+def registration(to: str, **changes: Any) -> dict[str, Any]:
+    """A body for a Register."""
+    return {"contactEmail": to, "displayName": "Acme Motors", "agreedToTerms": True, **changes}
+
+
+def register(client: httpx2.Client, to: str, **changes: Any) -> httpx2.Response:
+    return client.post(REGISTER, json=registration(to, **changes))
+
+
+def mails_to(server: Server, to: str) -> list[EmailMessage]:
+    """The mails to an address that lie in the server's outbox, the oldest first."""
+    files = sorted((server.data / "outbox").glob("*.eml"))
+    read = [message_from_bytes(file.read_bytes(), policy=policy.default) for file in files]
+    return [mail for mail in read if mail["To"] == to]
+
+
+def next_mail_to(server: Server, to: str, count: int) -> EmailMessage:
+    """The mail after the first ``count``; it may still be under way."""
+    return until(lambda: mails_to(server, to)[count:], f"mail {count + 1} to {to}")[0]
+
+
+def code_for(server: Server, client: httpx2.Client, to: str, **changes: Any) -> str:
+    """Register, and read the code in the mail."""
+    count = len(mails_to(server, to))
+    answer = register(client, to, **changes)
+    assert answer.status_code == 202, answer.text
+    return code_in(next_mail_to(server, to, count))
+
+
+def code_in(mail: EmailMessage) -> str:
+    """The code in the text of a mail."""
+    part = mail.get_body(("plain",))
+    assert part is not None
+    return re.findall(r"\b\d{6}\b", part.get_content())[0]
 
 
 # --- connections ----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,20 @@ from html.parser import HTMLParser
 import jsonschema
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
-from outside import add_partner, ask, company, create_company, log_in, outcome, r_auth, refresh
+from outside import (
+    REGISTER,
+    add_partner,
+    ask,
+    code_for,
+    company,
+    create_company,
+    fresh,
+    log_in,
+    outcome,
+    r_auth,
+    refresh,
+    registration,
+)
 
 from gatelodge.keyset import StaticKeys
 from gatelodge.tokens import TokenRules
@@ -199,6 +212,8 @@ def test_every_answer_is_as_the_document_says(server, client, document, partner,
     say("POST", key, template="/companies/{companyId}/key", json={"overlapSeconds": -1}, headers=me)
     say("DELETE", one, template="/companies/{companyId}", headers=me)
 
+    _register(say, server, client)
+
     documented = {
         (method.upper(), path, int(status))
         for path, methods in document["paths"].items()
@@ -206,6 +221,27 @@ def test_every_answer_is_as_the_document_says(server, client, document, partner,
         for status in operation["responses"]
     }
     assert {case for case in documented - say.seen if case[2] < 400} == set()
+
+
+def _register(say, server, client):
+    to = f"{fresh('documented')}@acme.example"
+    asked = {"contactEmail": to, "verificationCode": code_for(server, client, to)}
+    for path, body in ((REGISTER, registration(to)), (f"{REGISTER}/Verify", asked)):
+        say("POST", path, json={})
+        say("POST", path, content=b"{", headers={"Content-Type": "application/json"})
+        say("POST", path, json={**body, "verificationCode": "x"})
+    asked["verificationCode"] = code_for(server, client, to)
+    key = say("POST", f"{REGISTER}/Verify", json=asked).json()["apiKey"]
+    jwt = log_in(client, key)["jwt"]
+    for method, path in (("POST", f"{REGISTER}/Rotate"), ("GET", f"{REGISTER}/Usage"), ("DELETE", REGISTER)):
+        say(method, path)
+        say(method, path, headers=r_auth("x"))
+        say(method, path, headers=r_auth(jwt))
+    say("POST", f"{REGISTER}/Rotate", headers=r_auth(key), json={"overlapSeconds": -1})
+    key, old = say("POST", f"{REGISTER}/Rotate", headers=r_auth(key), json={"overlapSeconds": 60}).json()["apiKey"], key
+    say("POST", f"{REGISTER}/Rotate", headers=r_auth(old))
+    say("GET", f"{REGISTER}/Usage", headers=r_auth(old))
+    say("DELETE", REGISTER, headers=r_auth(key))
 
 
 def bearer_and(headers, other):

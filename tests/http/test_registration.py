@@ -1,7 +1,5 @@
 """Registration over the wire: what is answered to whom, and what is told to nobody."""
 
-import email
-import email.policy
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +8,27 @@ from datetime import UTC, datetime, timedelta
 import httpx2
 import pytest
 from harness import Server
-from outside import RFC3339, add_partner, ask, bearer, create_company, fresh, log_in, outcome, problem, r_auth, until
+from outside import (
+    REGISTER,
+    RFC3339,
+    add_partner,
+    ask,
+    bearer,
+    code_for,
+    code_in,
+    create_company,
+    fresh,
+    log_in,
+    mails_to,
+    next_mail_to,
+    outcome,
+    problem,
+    r_auth,
+    register,
+    registration,
+    until,
+)
 
-REGISTER = "/api/v2/Partners/Register"
 INVALID = (401, "invalid_verification_code")
 LIMITED = (429, "too_many_failures")
 NOT_ALLOWED = (403, "insufficient_scope")
@@ -24,37 +40,8 @@ def address():
     return f"{fresh('dev')}@acme.example"
 
 
-def body(to, **changes):
-    return {"contactEmail": to, "displayName": "Acme Motors", "agreedToTerms": True, **changes}
-
-
-def register(client, to, **changes):
-    return client.post(REGISTER, json=body(to, **changes))
-
-
 def verify(client, to, code):
     return client.post(f"{REGISTER}/Verify", json={"contactEmail": to, "verificationCode": code})
-
-
-def mails(server, to):
-    """The mails to an address, the oldest first."""
-    files = sorted((server.data / "outbox").glob("*.eml"))
-    read = [email.message_from_bytes(file.read_bytes(), policy=email.policy.default) for file in files]
-    return [mail for mail in read if mail["To"] == to]
-
-
-def next_mail(server, to, count):
-    return until(lambda: mails(server, to)[count:], f"mail {count + 1} to {to}")[0]
-
-
-def code_for(server, client, to, *, at=None, **changes):
-    """Register, and read the code in the mail to ``at``."""
-    at = at or to
-    count = len(mails(server, at))
-    answer = register(client, to, **changes)
-    assert answer.status_code == 202, answer.text
-    text = next_mail(server, at, count).get_body(("plain",)).get_content()
-    return re.search(r"\b(\d{6})\b", text)[1]
 
 
 def registered(server, client, to=None, **changes):
@@ -84,7 +71,7 @@ def test_a_registration_is_accepted_and_a_code_comes_by_mail(server, client):
     assert RFC3339.fullmatch(said["expiresAt"])
     left = datetime.fromisoformat(said["expiresAt"]) - before
     assert timedelta(minutes=10) <= left + timedelta(milliseconds=1) < timedelta(minutes=11)
-    assert re.search(r"\b\d{6}\b", next_mail(server, to, 0).get_body(("plain",)).get_content())
+    assert code_in(next_mail_to(server, to, 0))
 
 
 def test_an_address_is_answered_as_it_was_normalised(client):
@@ -107,7 +94,7 @@ def test_r54_whatever_else_is_said_has_no_effect(server, client):
 
 @pytest.mark.parametrize("field", ["contactEmail", "displayName", "agreedToTerms"])
 def test_what_is_required_must_be_there(client, field):
-    asked = body(address())
+    asked = registration(address())
     del asked[field]
     answer = client.post(REGISTER, json=asked)
     assert outcome(answer) == (422, "invalid_fields")
@@ -158,7 +145,7 @@ BAD = {
 
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in BAD.items() for value in values])
 def test_a_field_that_is_not_valid_is_told_by_its_pointer(client, field, value):
-    content = json.dumps(body(address()) | {field: value})  # in ASCII: it can say what is no text at all
+    content = json.dumps(registration(address()) | {field: value})  # in ASCII: it can say what is no text at all
     answer = client.post(REGISTER, content=content, headers={"Content-Type": "application/json"})
     assert outcome(answer) == (422, "invalid_fields")
     (error,) = problem(answer)["errors"]
@@ -224,7 +211,7 @@ def test_r62_nothing_tells_what_is_known_of_an_address(server, client):
     for asked in (register, lambda client, to: verify(client, to, "no-code")):
         shapes = [shape(asked(client, to), to) for to in addresses]
         assert all(one == shapes[0] for one in shapes)
-    kinds = [next_mail(server, to, len(mails(server, to)) - 1)["Subject"] for to in addresses]
+    kinds = [next_mail_to(server, to, len(mails_to(server, to)) - 1)["Subject"] for to in addresses]
     assert len(set(kinds)) == 3  # only the mails tell: a code, a code for a new key, no code
 
 
@@ -303,7 +290,7 @@ def test_an_active_partner_gets_a_new_key_by_mail_and_the_old_one_ends(server, c
     assert (new["partnerId"], new["tier"]) == (old["partnerId"], old["tier"])
     assert outcome(client.post("/auth/login", json={"apiKey": old["apiKey"]})) == (401, "credential_rotated")
     assert log_in(client, new["apiKey"])
-    subjects = until(lambda: (found := [m["Subject"] for m in mails(server, to)])[2:] and found, "the notice of the new key")
+    subjects = until(lambda: (found := [m["Subject"] for m in mails_to(server, to)])[2:] and found, "the notice of the new key")
     assert len(set(subjects)) == 3
 
 
@@ -534,7 +521,7 @@ def test_without_recovery_a_partner_gets_no_code_and_is_answered_as_ever(narrow_
     assert register(client, to).status_code == 202
     other = address()
     code_for(narrow_server, client, other)  # by now the mailer has been at work again
-    assert len(mails(narrow_server, to)) == 1
+    assert len(mails_to(narrow_server, to)) == 1
     assert log_in(client, key["apiKey"])
 
 
@@ -542,7 +529,7 @@ def test_r63_an_address_is_sent_so_many_mails_an_hour(narrow_server, at):
     to, client = address(), at("127.0.7.1")
     assert [register(client, to).status_code for _ in range(3)] == [202] * 3
     code_for(narrow_server, client, address())
-    assert len(mails(narrow_server, to)) == 2
+    assert len(mails_to(narrow_server, to)) == 2
 
 
 def test_where_registration_is_switched_off_nothing_is_there_but_for_partners(tmp_path):
