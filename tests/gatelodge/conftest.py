@@ -8,7 +8,9 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from gating import Book, a_grant, caller, digest
 
+from gatelodge import AccessRing, CredentialRevoked, StaticKeys, Verifier
 from gatelodge.tokens import (
     PrivateKey,
     TokenRules,
@@ -119,3 +121,76 @@ def stranger():
 def issuers():
     """The way to make more of them."""
     return Issuer
+
+
+# --- A gate, and everything around it ---
+
+
+class Clock:
+    """Unix seconds that stand still until they are moved."""
+
+    def __init__(self, now):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+class Gatehouse:
+    """A verifier with records in memory, and one good credential of each kind."""
+
+    KEY = "gatelodge_uat_pk_k3yk3yk3yk3y_secret"
+
+    def __init__(self, issuer, access_issuer, **options):
+        self.issuer, self.access_issuer = issuer, access_issuer
+        self.clock = Clock(NOW)
+        self.book = Book()
+        rules = {"issuer": ISSUER, "audience": ISSUER, "other_issuers": frozenset({PRODUCTION})}
+        self.verifier = Verifier(
+            StaticKeys([issuer.verification_key]),
+            TokenRules.for_sessions(**rules),
+            records=self.book,
+            access_ring=AccessRing(StaticKeys([access_issuer.verification_key]), TokenRules.for_access_tokens(**rules)),
+            environment="uat",
+            clock=self.clock,
+            **options,
+        )
+        self.book.forget = self.verifier.forget
+        self.session = issuer.token(sid="5e55", jti="jti-1")
+        self.token = access_issuer.access_token(jti="at-1")
+        self.book.keys[self.KEY] = a_grant(caller("api-key"))
+        self.book.tokens["at-1"] = (digest(self.token), a_grant(caller("access-token")))
+        self.book.sessions["5e55"] = a_grant(caller("session"))
+
+    @property
+    def credentials(self):
+        return {"api-key": self.KEY, "access-token": self.token, "session": self.session}
+
+    def end(self, credential, reason=CredentialRevoked):
+        """End a credential, as an issuer does: on record first, then everybody is told."""
+        if credential == "api-key":
+            self.book.keys[self.KEY] = reason
+            self.book.change("credential", "k3yk3yk3yk3y")
+        elif credential == "access-token":
+            self.book.tokens["at-1"] = (digest(self.token), reason)
+            self.book.change("token", "at-1")
+        else:
+            self.book.sessions["5e55"] = reason
+            self.book.change("session", "5e55")
+
+
+@pytest.fixture(scope="session")
+def access_issuer():
+    """The same issuer's other ring: the keys of access tokens."""
+    return Issuer()
+
+
+@pytest.fixture
+def gatehouse(issuer, access_issuer):
+    return Gatehouse(issuer, access_issuer)
+
+
+@pytest.fixture
+def gatehouse_with(issuer, access_issuer):
+    """The way to a verifier with other options."""
+    return lambda **options: Gatehouse(issuer, access_issuer, **options)
