@@ -84,6 +84,7 @@ class Line:
         self._store = store
         self.cut = None
         self.asks = []
+        self.asked = []
         self.under_way = self.most_under_way = 0
         self.slow = None
 
@@ -91,6 +92,7 @@ class Line:
         ask = getattr(self._store, verb)
 
         async def over_the_line(*args, **kwargs):
+            self.asked.append(verb)
             if verb == "lease_quota":
                 self.asks.append(args[0])
             if self.cut == "there":
@@ -515,6 +517,21 @@ async def test_who_goes_away_is_not_counted(node, store):
     assert await taken(store) == (10, 10)
 
 
+@pytest.mark.parametrize("cut", [None, "back"])
+async def test_who_goes_away_does_not_keep_the_others_from_their_answer(node, cut):
+    node.line.slow = asyncio.Event()
+    calls = [node.try_one, node.try_one, lambda: node.quotas.status(ACME), lambda: node.quotas.status(ACME)]
+    gone, stays, gone_too, stays_too = (asyncio.create_task(call()) for call in calls)
+    while not node.line.under_way:
+        await asyncio.sleep(0)
+    gone.cancel()
+    gone_too.cancel()
+    node.line.cut = cut
+    node.line.slow.set()
+    outcomes = await asyncio.gather(stays, stays_too, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [QuotaStatus if cut is None else Unavailable] * 2
+
+
 # --- a change of tier -----------------------------------------------------------------------------------------------------
 
 
@@ -650,11 +667,9 @@ async def test_usage_is_entered_under_the_hour_that_it_fell_into(node, store):
 
 async def test_r72_usage_that_could_not_be_told_is_told_later_and_once(node, store):
     await node.let_in(10)
-    await node.be_idle()
     key = (await store.list_keys(ACME))[0]
     node.quotas.note_use("key", key.id, "192.0.2.1", START)
     node.line.cut = "there"
-    node.monotonic.forward(1)
     with pytest.raises(Unavailable):
         await node.quotas.go_round()
     node.line.cut = None
@@ -668,8 +683,10 @@ async def test_r72_usage_that_could_not_be_told_is_told_later_and_once(node, sto
 async def test_r72_it_goes_on_without_the_store_and_after_mistakes(node, store):
     node.line.cut = "there"
     running = asyncio.create_task(node.quotas.run())
-    await node.let_in(1)
     node.quotas.note_use("token", "unknown", "192.0.2.1", START)
+    while "note_usage" not in node.line.asked:
+        node.monotonic.forward(1)
+        await asyncio.sleep(0)
     node.line.cut = "mistaken"
     while not node.mistakes:
         node.monotonic.forward(1)

@@ -1,15 +1,15 @@
 """Quotas and usage. ``lease_quotas`` takes many asks and gives each its own lease, in order; ``batch.py`` collects them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, Table, and_, bindparam, delete, insert, or_, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Table, and_, bindparam, delete, or_, select, update
 
 from gatelodge_server.core.model import Instant, Tier
 from gatelodge_server.core.ports import LastUse, Lease, QuotaAsk, UsageMark
 from gatelodge_server.core.quotas import Taken, judge_ask
 from gatelodge_server.store.keys import note_first_use
+from gatelodge_server.store.races import insert_unless_there
 from gatelodge_server.store.tables import access_token, credential, partner, quota, tier, usage
 
 _ALLOWED = (
@@ -74,7 +74,7 @@ def lease_quotas(connection: Connection, asks: Sequence[QuotaAsk]) -> list[Lease
     for partner_id, name, per_hour, per_day, has_row in connection.execute(_ALLOWED, {"ids": ids}).all():
         tiers[partner_id] = Tier(name, per_hour, per_day)
         if has_row is None:
-            _insert_unless_there(connection, quota, {"partner_id": partner_id, **_NOTHING._asdict()})
+            insert_unless_there(connection, quota, {"partner_id": partner_id, **_NOTHING._asdict()})
     found = {row[0]: Taken(*row[1:]) for row in connection.execute(_LOCK, {"ids": ids})}
     leases: list[Lease | None] = []
     changed: dict[str, Taken] = {}
@@ -102,15 +102,6 @@ def _row_of(partner_id: str, taken: Taken) -> dict[str, object]:
     }
 
 
-def _insert_unless_there(connection: Connection, table: Table, row: Mapping[str, object]) -> None:
-    """Insert a row, unless another node has just done so: then that one's commit has been waited for."""
-    try:
-        with connection.begin_nested():
-            connection.execute(insert(table), row)
-    except IntegrityError:
-        pass
-
-
 def note_usage(connection: Connection, marks: Sequence[UsageMark], last_uses: Sequence[LastUse]) -> None:
     """Add to the usage, and move the marks of last use on."""
     added = sorted(marks)
@@ -122,7 +113,7 @@ def note_usage(connection: Connection, marks: Sequence[UsageMark], last_uses: Se
             if key not in there:
                 there.add(key)
                 row = {"partner_id": mark.partner_id, "hour_starts_at": mark.hour_starts_at, "accepted": 0, "refused": 0}
-                _insert_unless_there(connection, usage, row)
+                insert_unless_there(connection, usage, row)
         connection.execute(
             _ADD,
             [

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, select, update
 
 from gatelodge_server.core.model import Instant, PartnerStatus, Tier
 from gatelodge_server.core.ports import Done, Refused
 from gatelodge_server.core.refusals import PartnerDeactivated, PartnerNotFound, TierNotFound
+from gatelodge_server.store.races import insert_unless_there
 from gatelodge_server.store.tables import partner, tier
 from gatelodge_server.store.trail import append_audit, append_change
 
@@ -23,13 +23,9 @@ def list_tiers(connection: Connection) -> Sequence[Tier]:
 def set_tier(connection: Connection, new: Tier, now: Instant, by: str) -> Done:
     """Add a tier, or change what it allows."""
     limits = {"requests_per_hour": new.requests_per_hour, "requests_per_day": new.requests_per_day}
-    change = update(tier).where(tier.c.name == new.name).values(limits)
-    if not connection.execute(change).rowcount:
-        try:
-            with connection.begin_nested():
-                connection.execute(insert(tier), {"name": new.name, **limits})
-        except IntegrityError:  # another node has just added it
-            connection.execute(change)
+    if connection.execute(select(tier.c.name).where(tier.c.name == new.name)).one_or_none() is None:
+        insert_unless_there(connection, tier, {"name": new.name, **limits})
+    connection.execute(update(tier).where(tier.c.name == new.name).values(limits))
     detail = f"{new.requests_per_hour} an hour, {new.requests_per_day} a day"
     append_audit(connection, "tier.set", now=now, by=by, subject=new.name, detail=detail)
     return Done(append_change(connection, "tier", new.name, now))
