@@ -3,11 +3,13 @@
 import asyncio
 
 import pytest
-from given import START
+from given import AROUND, START
 
 from gatelodge.errors import Unavailable
-from gatelodge_server.core.housekeeping import ENDED_SESSIONS_KEPT, Housekeeping
-from gatelodge_server.core.model import DAY, CompanyDetails
+from gatelodge_server.core.housekeeping import ENDED_MAILS_KEPT, ENDED_SESSIONS_KEPT, USAGE_KEPT, Housekeeping
+from gatelodge_server.core.mails import NOTICE_TTL
+from gatelodge_server.core.model import DAY, HOUR, CompanyDetails
+from gatelodge_server.core.ports import UsageMark
 
 DETAILS = CompanyDetails(company_name="Müller GmbH", country="DE", tax_number="12/345/67890")
 
@@ -77,6 +79,16 @@ async def test_answers_that_may_no_longer_be_repeated_are_forgotten(lodge, house
     assert lodge.backend.count("replay") == 0
 
 
+async def test_usage_is_kept_for_400_days_and_looked_at_once_an_hour(lodge, housekeeping):
+    partner_id, _ = await lodge.new_partner()
+    first = START - START % HOUR
+    await lodge.store.note_usage([UsageMark(partner_id, first + hour * HOUR, 1, 0) for hour in range(3)], [])
+    for offset, kept in ((-1, 3), (0, 3), (1, 3), (HOUR - 2, 3), (HOUR - 1, 2), (HOUR, 2), (2 * HOUR, 1)):
+        lodge.clock.now = first + USAGE_KEPT + offset
+        await housekeeping.go_round()
+        assert len(await lodge.store.list_usage(partner_id, since=0)) == kept, offset
+
+
 async def test_it_goes_round_at_once_and_tells_what_it_did(lodge, housekeeping, purged):
     _, key = await lodge.new_partner()
     await lodge.sessions.log_out((await lodge.sessions.log_in(key)).refresh_token)
@@ -101,3 +113,13 @@ async def test_r72_it_outlives_a_store_that_is_down(lodge, housekeeping, purged)
     task.cancel()
     await asyncio.wait([task])
     assert task.cancelled()
+
+
+@pytest.mark.parametrize("offset", AROUND)
+async def test_mails_that_were_not_sent_go_a_week_after_their_time(lodge, housekeeping, offset):
+    partner_id, _ = await lodge.new_partner()
+    await lodge.partners.deactivate(partner_id, by="test")
+    assert lodge.backend.count("outbox") == 1
+    lodge.clock.now = START + NOTICE_TTL + ENDED_MAILS_KEPT + offset
+    await housekeeping.go_round()
+    assert lodge.backend.count("outbox") == (0 if offset >= 0 else 1)

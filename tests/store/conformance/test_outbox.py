@@ -97,7 +97,11 @@ async def test_a_mail_that_has_ended_stays_so_and_its_secret_is_gone(store, queu
     assert (sealed, ended_at) == (None, START + 1)
     await store.settle_mail(mail.id, Deferred(START, "too late"), now=START + 2)
     assert await claim(now=START + DAY) == []
-    assert await rows("ended_at") == [(START + 1,)]
+    await store.settle_mail(mail.id, GivenUp("too late"), now=START + 3)
+    await store.settle_mail(mail.id, Sent(), now=START + 4)
+    word = "sent" if isinstance(outcome, Sent) else "given_up"
+    assert [row[:2] for row in await rows("ended_at", "outcome", "fault")] == [(START + 1, word)]
+    assert (await rows("fault"))[0][0] == (None if isinstance(outcome, Sent) else outcome.fault)
 
 
 # --- Races ---

@@ -10,10 +10,12 @@ from typing import Final, Protocol
 
 from gatelodge.errors import Unavailable
 from gatelodge_server.core.model import DAY, HOUR, Clock, Duration, Instant
-from gatelodge_server.core.ports import QuotaStore, SessionStore, SigningKeyStore, TrailStore
+from gatelodge_server.core.ports import QuotaStore, RegistrationStore, SessionStore, SigningKeyStore, TrailStore
 
 ENDED_SESSIONS_KEPT: Final[Duration] = DAY
 USAGE_KEPT: Final[Duration] = 400 * DAY
+ENDED_MAILS_KEPT: Final[Duration] = 7 * DAY
+"""So that somebody can be told what became of theirs. The limits of registration count those of the last hour."""
 _SLICE: Final = 500
 _PAUSE: Final = 0.1
 """Seconds between two slices: others want to write too."""
@@ -21,7 +23,7 @@ _REST: Final = 60.0
 """Seconds between two rounds."""
 
 
-class HousekeptStore(SessionStore, SigningKeyStore, QuotaStore, TrailStore, Protocol):
+class HousekeptStore(SessionStore, SigningKeyStore, QuotaStore, RegistrationStore, TrailStore, Protocol):
     """What housekeeping needs of a store."""
 
 
@@ -55,6 +57,7 @@ class Housekeeping:
         await self._store.retire_unneeded_keys(now=now)
         if now - self._usage_forgotten_at >= HOUR:  # it is kept by the hour, so no other rows are too old before the next
             await self._store.forget_usage(before=now - USAGE_KEPT)
+            await self._store.purge_mails(ended_before=now - ENDED_MAILS_KEPT, now=now)
             self._usage_forgotten_at = now
         deleted, after = 0, None
         while True:
