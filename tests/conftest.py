@@ -44,6 +44,21 @@ def hidden_server(tmp_path_factory):
         yield running
 
 
+@pytest.fixture(scope="session")
+def plans_server(tmp_path_factory):
+    """A server with the sample API behind its gate."""
+    with Server(tmp_path_factory.mktemp("plans") / "data", "--sample-api", environ=GENEROUS) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def plans_workers(tmp_path_factory):
+    """The same, served by two processes."""
+    arguments = ("--sample-api", "--workers", "2")
+    with Server(tmp_path_factory.mktemp("workers") / "data", *arguments, environ=GENEROUS) as running:
+        yield running
+
+
 @pytest.fixture
 def partner(server) -> Partner:
     """A partner whom no other test knows."""

@@ -1,0 +1,126 @@
+"""The sample API behind the gate, called from outside; and servers of several workers, each of which is asked."""
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx2
+import psutil
+from harness import Server
+from outside import PATIENCE, REGISTER, ask, bearer, outcome, until
+
+T = TypeVar("T")
+
+SEARCH = "/api/v2/Partners/PlansSearchAsync/VIN"
+ASKED = {"searchCriteria": {"vin": "1HGBH41JXMN109186", "mileage": 55555, "stateShortName": "TX"}}
+GOOD = (200, None)
+EXCEEDED = (429, "quota_exceeded")
+
+
+@dataclass(frozen=True)
+class Token:
+    """An access token and its id."""
+
+    id: str
+    text: str
+
+
+def issue_token(data: Path, partner_id: str) -> Token:
+    issued = ask("token", "issue", partner_id, data=data)
+    return Token(issued["tokenId"], issued["token"])
+
+
+def rotate_token(data: Path, token: Token, *args: str) -> Token:
+    issued = ask("token", "rotate", token.id, *args, data=data)
+    return Token(issued["tokenId"], issued["token"])
+
+
+def search(
+    client: httpx2.Client, credential: str, by: Callable[[str], dict[str, str]] = bearer, **fields: Any
+) -> httpx2.Response:
+    """The call of the published example, with more fields in its body if any are named."""
+    return client.post(SEARCH, json={**ASKED, **fields}, headers=by(credential))
+
+
+def judged(client: httpx2.Client, credential: str, by: Callable[[str], dict[str, str]] = bearer) -> tuple[int, str | None]:
+    """How a credential is judged by the gate."""
+    return outcome(search(client, credential, by))
+
+
+def used(client: httpx2.Client, key: str) -> tuple[int, int]:
+    """How many calls the Usage of a partner counts, in its hour and in its day."""
+    answer = client.get(f"{REGISTER}/Usage", headers=bearer(key))
+    assert answer.status_code == 200, answer.text
+    usage = answer.json()["usage"]
+    return usage["hour"]["used"], usage["day"]["used"]
+
+
+def within_an_hour(measure: Callable[[], T]) -> T:
+    """What a measure gives that begins and ends in the same hour by UTC; it is done again if the hour turns meanwhile."""
+    while True:
+        hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+        measured = measure()
+        if datetime.now(UTC).replace(minute=0, second=0, microsecond=0) == hour:
+            return measured
+
+
+def rows(data: Path, query: str, *values: object) -> list[tuple[Any, ...]]:
+    """What a query finds in the database of a server."""
+    with contextlib.closing(sqlite3.connect(data / "gatelodge.db", timeout=20)) as database:
+        return database.execute(query, values).fetchall()
+
+
+def change(data: Path, statement: str, *values: object) -> int:
+    """Write into the database of a server, past all its rules; the number of rows."""
+    with contextlib.closing(sqlite3.connect(data / "gatelodge.db", timeout=20)) as database, database:
+        return database.execute(statement, values).rowcount
+
+
+# --- workers --------------------------------------------------------------------------------------------------------------
+
+
+def workers_of(server: Server) -> list[psutil.Process]:
+    """The processes that serve."""
+    assert server.process is not None
+    parent = psutil.Process(server.process.pid)
+    children = [child for child in parent.children(recursive=True) if "resource_tracker" not in " ".join(child.cmdline())]
+    return children or [parent]
+
+
+def worker_of(client: httpx2.Client, workers: Sequence[psutil.Process]) -> int:
+    """The process that answers on a client's only connection: which one takes a connection is up to the kernel."""
+    answer = client.get("/healthz")
+    port = answer.extensions["network_stream"].get_extra_info("client_addr")[1]
+    (pid,) = {
+        worker.pid
+        for worker in workers
+        for connection in worker.net_connections("tcp")
+        if connection.raddr and connection.raddr.port == port
+    }
+    return pid
+
+
+@contextlib.contextmanager
+def every_worker(server: Server) -> Iterator[list[httpx2.Client]]:
+    """A client of each worker, whose one connection stays with it."""
+    workers = workers_of(server)
+    one = httpx2.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None)
+    found: dict[int, httpx2.Client] = {}
+    with contextlib.ExitStack() as stack:
+
+        def is_whole() -> bool:
+            client = server.client(limits=one)
+            pid = worker_of(client, workers)
+            if pid in found:
+                client.close()
+            else:
+                found[pid] = stack.enter_context(client)
+            return len(found) == len(workers)
+
+        until(is_whole, f"each of {len(workers)} workers answers (for {PATIENCE} s)")
+        yield list(found.values())
+        assert {worker_of(client, workers) for client in found.values()} == set(found), "a connection went elsewhere"
