@@ -315,3 +315,10 @@ async def test_of_a_rotation_and_a_revocation_at_once_the_key_is_dead_whoever_wa
             other_node.revoke_key(old.id, now=START, by="test"),
         )
         assert await store.open_session(a_login(old)) == Refused(CredentialRevoked)
+
+
+async def test_the_first_use_of_a_key_is_noted_once_and_stays(store, key):
+    assert (await store.find_key(key.id)).first_used_at is None
+    await store.note_first_use(key.id, now=START + 1)
+    await store.note_first_use(key.id, now=START + 2)
+    assert (await store.find_key(key.id)).first_used_at == START + 1

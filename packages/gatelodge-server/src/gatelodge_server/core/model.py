@@ -195,6 +195,8 @@ class Standing(NamedTuple):
     company_gone: bool
     rotated_at: Instant | None = None
     """When it was replaced by a newer one; until ``ends_at`` both work."""
+    first_used_at: Instant | None = None
+    """When it first let somebody in: from then on its maker has it, and no answer that held it is repeated."""
 
 
 class Session(NamedTuple):

@@ -68,10 +68,12 @@ class StoreRecords:
     async def find_key(self, text: str) -> Grant:
         """An API key of this environment."""
         key = self._credentials.recognise(Secret(text))
-        standing = await self._store.find_key(key.id)
-        reason = judge_key(standing, key.digest, self._clock())
+        standing, now = await self._store.find_key(key.id), self._clock()
+        reason = judge_key(standing, key.digest, now)
         if reason is not None or standing is None:
             raise reason or InvalidCredential
+        if standing.first_used_at is None:
+            await self._store.note_first_use(key.id, now=now)
         holder = standing.holder
         kind: HolderKind = "partner" if holder.company_id is None else "company"
         sort: CredentialKind = "api-key"

@@ -53,7 +53,7 @@ CREDENTIALS = select(
 
 def standing_of(columns: Sequence[Any]) -> Standing:
     """A standing, from the values of ``STANDING_COLUMNS``: by position, since a look-up by name for each would be felt."""
-    id_, partner_id, company_id, digest, ends_at, end_cause, _used_at, rotated_at, status, epoch, tier, deleted_at = columns
+    id_, partner_id, company_id, digest, ends_at, end_cause, used_at, rotated_at, status, epoch, tier, deleted_at = columns
     return Standing(
         holder=Holder(partner_id, UUID(bytes=company_id) if company_id else None, tier, id_),
         digest=digest,
@@ -63,6 +63,7 @@ def standing_of(columns: Sequence[Any]) -> Standing:
         session_epoch=epoch,
         company_gone=deleted_at is not None,
         rotated_at=rotated_at,
+        first_used_at=used_at,
     )
 
 
@@ -119,13 +120,14 @@ def insert_key(connection: Connection, key: Credential) -> None:
 def note_first_use(connection: Connection, key_ids: Sequence[str], now: Instant) -> None:
     """These keys are in use: whoever asked for them has them, so no answer that holds one needs to be repeated any more.
 
-    What has been noted before stays.
+    What has been noted before stays. Registrations are locked before keys, as by a recovery (``registration.py``), so
+    that no two wait for each other.
     """
-    is_unused = credential.c.first_used_at.is_(None)
-    connection.execute(update(credential).where(credential.c.id.in_(key_ids), is_unused).values(first_used_at=now))
-    for answers in (replay, verification):
+    for answers in (verification, replay):
         is_readable = answers.c.sealed.is_not(None)
         connection.execute(update(answers).where(answers.c.credential_id.in_(key_ids), is_readable).values(sealed=None))
+    is_unused = credential.c.first_used_at.is_(None)
+    connection.execute(update(credential).where(credential.c.id.in_(key_ids), is_unused).values(first_used_at=now))
 
 
 def get_key(connection: Connection, key_id: str) -> Credential | None:
@@ -175,10 +177,12 @@ def roll_own_key(
     now: Instant,
 ) -> Rolled | RolledBefore | Refused:
     """Put a new key in the place of the one that is presented, or say what was put there when the same was asked before."""
-    old = _lock_key(connection, key_id)
-    standing = find_keys(connection, [key_id])[0]
-    if old is None or standing is None or judge_key(standing, digest, now) is InvalidCredential:
+    if judge_key(find_keys(connection, [key_id])[0], digest, now) is InvalidCredential:
         return Refused(InvalidCredential)  # nothing below is told to anybody who does not hold the key
+    note_first_use(connection, [key_id], now)
+    old, standing = _lock_key(connection, key_id), find_keys(connection, [key_id])[0]
+    if old is None or standing is None:
+        return Refused(InvalidCredential)  # cannot be: keys are not deleted
     known = _find_own_replay(connection, asked, old.partner_id, now)
     if known is not None:
         return known
@@ -190,7 +194,6 @@ def roll_own_key(
     if old.end_cause is EndCause.ROTATED:
         return Refused(KeyEnded)  # it lives on in an overlap, and has its one successor
     fresh, by = replace(replacement, partner_id=old.partner_id), f"partner:{old.partner_id}"
-    note_first_use(connection, [key_id], now)
     insert_key(connection, fresh)
     keep_replay(connection, asked, fresh)
     done = end_keys(connection, [old], ends_at=ends_at, cause=EndCause.ROTATED, now=now, by=by, detail=fresh.masked)

@@ -146,6 +146,9 @@ class SqlStore:
     async def find_key(self, key_id: str) -> Standing | None:
         return await self._find_key(key_id)
 
+    async def note_first_use(self, key_id: str, *, now: Instant) -> None:
+        await self._driver.write(keys.note_first_use, [key_id], now)
+
     async def get_key(self, key_id: str) -> Credential | None:
         return await self._driver.read(keys.get_key, key_id)
 

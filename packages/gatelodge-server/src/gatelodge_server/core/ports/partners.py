@@ -62,6 +62,10 @@ class PartnerStore(Protocol):
         """An API key's standing at this moment. Micro-batched."""
         ...
 
+    async def note_first_use(self, key_id: str, *, now: Instant) -> None:
+        """A key is about to let its holder in for the first time: no answer that held it can be asked for any more."""
+        ...
+
     async def get_key(self, key_id: str) -> Credential | None:
         """An API key as it is stored."""
         ...
