@@ -4,7 +4,7 @@ What happens to a mail, in order:
 
 1. A verb of the store queues it in the transaction of what it tells of (``store/outbox.py`` ``queue_mail``, ``queue_notice``):
    there is no change without its mail and no mail without its change.
-2. The ``Mailer`` of some node (``mail.py``) claims it, composes it and hands it to a transport.
+2. The ``Mailer`` of some node (``mail/mailer.py``) claims it, has it written (``mail/letters.py``) and hands it to a transport.
 3. What became of it is judged here and settled in the store: sent, deferred, or given up.
 
 A crash between sending and settling makes a second copy, with the same `Message-ID`; none is lost.

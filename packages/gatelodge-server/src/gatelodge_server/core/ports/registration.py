@@ -12,7 +12,7 @@ class Mail(NamedTuple):
     """A mail to be written. ``facts`` fill its template and hold no secret; ``sealed`` holds one (``core/mails.py``)."""
 
     id: bytes
-    """A UUIDv7; also its `Message-ID`."""
+    """A UUIDv7, or of a notice what stands for its step of the change sequence; also its `Message-ID`."""
     kind: MailKind
     recipient: str
     facts: Mapping[str, str]
@@ -21,6 +21,7 @@ class Mail(NamedTuple):
     expires_at: Instant
     """After this moment nobody needs it any more."""
     attempts: int = 0
+    """How often it has been claimed, this time included."""
 
 
 class MailLimits(NamedTuple):
@@ -170,5 +171,5 @@ class RegistrationStore(Protocol):
         ...
 
     async def purge_mails(self, *, ended_before: Instant, now: Instant) -> None:
-        """Delete mails, and codes without effect, that are over since then."""
+        """Delete mails that are over since then, and codes that are over, once nothing is counted against their address."""
         ...
