@@ -88,6 +88,7 @@ class Lodge:
     access_tokens: AccessTokens
     follower: ChangeFollower
     verifier: Verifier
+    turnstile: Turnstile
     mailer: Mailer
     registrations: Registrations
     close: Callable[[], Awaitable[None]]
@@ -175,6 +176,7 @@ def assemble(
         ),
         follower=follower,
         verifier=verifier,
+        turnstile=Turnstile(quotas=quotas, clock=clock),
         mailer=mailer,
         registrations=Registrations(
             store=store,
@@ -253,8 +255,7 @@ def operations_of(lodge: Lodge) -> Sequence[Operation]:
 
 def gate_before(app: App, lodge: Lodge) -> Gate:
     """The gate of this deployment in front of an API."""
-    turnstile = Turnstile(quotas=lodge.quotas, clock=lodge.clock)
-    return Gate(app, verifier=lodge.verifier, count=turnstile, on_refused=log_refusal)
+    return Gate(app, verifier=lodge.verifier, count=lodge.turnstile, on_refused=log_refusal)
 
 
 @asynccontextmanager

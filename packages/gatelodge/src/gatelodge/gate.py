@@ -15,7 +15,7 @@ The API never hears of a request that is refused.
 import logging
 import re
 import unicodedata
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from email.utils import formatdate
 from functools import lru_cache
 from itertools import product
@@ -74,7 +74,7 @@ _POLICY_VIOLATION: Final = 1008  # RFC 6455 7.4.1
 _log = logging.getLogger("gatelodge.gate")
 
 
-def caller_of(scope: Scope) -> Caller:
+def caller_of(scope: Mapping[str, object]) -> Caller:
     """Who makes the request that ``scope`` is of. ``LookupError`` if no gate stands in front of the application."""
     caller = scope.get(CALLER)
     if not isinstance(caller, Caller):
