@@ -18,7 +18,7 @@ from gatelodge_server.core.model import (
     PartnerStatus,
     SigningKey,
 )
-from gatelodge_server.core.ports import LoginAttempt, Mail, RefreshAttempt, Replay
+from gatelodge_server.core.ports import Confirmation, LoginAttempt, Mail, RefreshAttempt, Registration, Replay
 
 START = 1_780_000_000_000
 """When the tests' world begins."""
@@ -111,3 +111,35 @@ def a_mail(kind=MailKind.VERIFICATION, *, created_at=START, **changes):
 
 def a_signing_key(kid=None, *, published_at=START, **changes):
     return changed(SigningKey(kid or base62(43), '{"kty":"EC"}', os.urandom(60), published_at), **changes)
+
+
+def a_registration(address="dev@acme.example", *, now=START, **changes):
+    registration = Registration(
+        address=address,
+        contact_email=address,
+        display_name="Acme Motors",
+        organization_name=None,
+        website_url="https://acme.example/",
+        intended_use="to sell",
+        salt=os.urandom(16),
+        digest=os.urandom(32),
+        now=now,
+        expires_at=now + 10 * MINUTE,
+        mail_id=uuid7(now, os.urandom),
+        mail_secret=b"sealed code",
+    )
+    return changed(registration, **changes)
+
+
+def a_confirmation(challenge, address="dev@acme.example", *, now=START, **changes):
+    """That a claimed code was right."""
+    confirmation = Confirmation(
+        address=address,
+        challenge=challenge,
+        candidates=("acme-motors", "acme-motors-2", "acme-motors-3"),
+        tier="starter",
+        key=a_key(""),
+        sealed=b"sealed key",
+        now=now,
+    )
+    return changed(confirmation, **changes)

@@ -4,13 +4,26 @@ import re
 
 import pytest
 from backends import SqliteBackend
-from given import START, a_company, a_key, a_login, a_partner, a_refresh, a_replay, a_signing_key, a_token, next_version
+from given import (
+    START,
+    a_company,
+    a_confirmation,
+    a_key,
+    a_login,
+    a_partner,
+    a_refresh,
+    a_registration,
+    a_replay,
+    a_signing_key,
+    a_token,
+    next_version,
+)
 from sqlalchemy import ClauseElement, Engine, event
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from gatelodge_server.core.model import DAY, KeyPurpose, PartnerStatus, SessionEnd, Tier
-from gatelodge_server.core.ports import LastUse, QuotaAsk, Sent, UsageMark
+from gatelodge_server.core.ports import LastUse, MailLimits, QuotaAsk, Sent, UsageMark
 from gatelodge_server.store.tables import metadata
 
 
@@ -64,6 +77,7 @@ async def everything(store):
     await store.retire_signing_key("1", now=START, by="test")
     await store.list_signing_keys()
     await everything_of_tokens(store)
+    await every_verb_of_registration(store)
     await every_verb_of_quotas(store, key)
     await store.list_audit(partner_id="acme-motors", since=START)
     await store.list_changes(after=0, limit=10)
@@ -71,6 +85,22 @@ async def everything(store):
     for mail in await store.claim_mails(limit=10, now=START, until=START + DAY):
         await store.settle_mail(mail.id, Sent(), now=START)
     await store.purge_mails(ended_before=START + DAY, now=START + DAY)
+
+
+async def every_verb_of_registration(store):
+    limits = MailLimits(1, 10)
+    for now in (START, START + DAY):  # a new partner, then a recovery
+        for _ in range(2):  # the second is past the limit
+            await store.begin_registration(a_registration(now=now), limits=limits, recovery="on")
+        challenge = await store.claim_attempt("dev@acme.example", now=now)
+        right = a_confirmation(challenge, now=now)
+        await store.confirm_registration(right)
+        await store.repeat_confirmation("dev@acme.example", challenge, now=now)
+    assert await store.claim_attempt("nobody@acme.example", now=START) is None
+    partner_id = (await store.get_key(right.key.id)).partner_id
+    await store.find_registrant(partner_id)
+    await store.note_first_use(right.key.id, now=START)
+    await store.roll_own_key(right.key.id, right.key.digest, a_key(""), ends_at=START, replay=a_replay(), now=START)
 
 
 async def every_verb_of_quotas(store, key):
@@ -120,7 +150,17 @@ async def test_what_a_verb_reads_before_it_writes_is_locked_on_postgresql(statem
     """SQLite has one writer at a time and leaves the clause out: there no race would show that it is missing."""
     locking = [said for said in map(on_postgresql, statements) if "FOR UPDATE" in said]
     locked = {re.search(r"FROM (\w+)", said)[1] for said in locking}
-    assert locked == {"session", "credential", "partner", "company", "signing_key", "access_token", "outbox", "quota"}
+    assert locked == {
+        "session",
+        "credential",
+        "partner",
+        "company",
+        "signing_key",
+        "access_token",
+        "outbox",
+        "quota",
+        "verification",
+    }
     # What an access token is issued for must not go meanwhile; before there is a key, the tiers stand for the table of keys.
     held = {re.search(r"FROM (\w+)\b.*FOR (SHARE|NO KEY UPDATE)", said, re.DOTALL) for said in map(on_postgresql, statements)}
     assert {match.groups() for match in held if match} == {

@@ -6,22 +6,19 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from given import AROUND, START, a_company, a_key, a_login, a_partner, a_replay, changed
+from given import AROUND, START, a_company, a_confirmation, a_key, a_login, a_partner, a_registration, a_replay
 from sqlalchemy import select, update
 
 from gatelodge.errors import CredentialRevoked, CredentialRotated, InvalidCredential, PartnerSuspended
 from gatelodge_server.core.credentials import judge_standing
-from gatelodge_server.core.ids import uuid7
 from gatelodge_server.core.model import DAY, HOUR, MINUTE, EndCause, MailKind, Origin, PartnerStatus
 from gatelodge_server.core.ports import (
     Challenge,
-    Confirmation,
     Confirmed,
     Created,
     MailLimits,
     Opened,
     Refused,
-    Registration,
     Rolled,
     RolledBefore,
 )
@@ -41,37 +38,6 @@ LIMITS = MailLimits(per_address=5, overall=1000)
 PLENTY = MailLimits(per_address=100_000, overall=100_000)
 INVALID = Refused(InvalidVerificationCode)
 TTL = 10 * MINUTE
-
-
-def a_registration(address=ADDRESS, *, now=START, **changes):
-    registration = Registration(
-        address=address,
-        contact_email=address,
-        display_name="Acme Motors",
-        organization_name=None,
-        website_url="https://acme.example/",
-        intended_use="to sell",
-        salt=os.urandom(16),
-        digest=os.urandom(32),
-        now=now,
-        expires_at=now + TTL,
-        mail_id=uuid7(now, os.urandom),
-        mail_secret=b"sealed code",
-    )
-    return changed(registration, **changes)
-
-
-def a_confirmation(challenge, address=ADDRESS, *, now=START, **changes):
-    confirmation = Confirmation(
-        address=address,
-        challenge=challenge,
-        candidates=("acme-motors", "acme-motors-2", "acme-motors-3"),
-        tier="starter",
-        key=a_key(""),
-        sealed=b"sealed key",
-        now=now,
-    )
-    return replace(confirmation, **changes)
 
 
 async def begin(store, address=ADDRESS, *, limits=PLENTY, recovery="on", **changes):
@@ -481,10 +447,9 @@ async def test_a_registrant_is_a_partner_with_what_its_tier_allows(store, key):
 @pytest.mark.parametrize("offset", AROUND)
 async def test_r65_a_code_without_effect_is_forgotten_once_its_day_is_over_too(store, backend, offset):
     await begin(store)
-    await store.purge_mails(ended_before=START + TTL, now=START + DAY)
+    await store.purge_mails(ended_before=START, now=START + TTL)
     assert backend.count("verification") == 1  # what is counted against the address today is still needed
-    over = START - START % DAY + DAY
-    await store.purge_mails(ended_before=over + offset, now=START + 3 * DAY)
+    await store.purge_mails(ended_before=START, now=START - START % DAY + DAY + offset)
     assert backend.count("verification") == (1 if offset < 0 else 0)
 
 

@@ -177,12 +177,11 @@ def roll_own_key(
     now: Instant,
 ) -> Rolled | RolledBefore | Refused:
     """Put a new key in the place of the one that is presented, or say what was put there when the same was asked before."""
-    if judge_key(find_keys(connection, [key_id])[0], digest, now) is InvalidCredential:
-        return Refused(InvalidCredential)  # nothing below is told to anybody who does not hold the key
-    note_first_use(connection, [key_id], now)
+    if judge_key(find_keys(connection, [key_id])[0], digest, now) is not InvalidCredential:
+        note_first_use(connection, [key_id], now)
     old, standing = _lock_key(connection, key_id), find_keys(connection, [key_id])[0]
-    if old is None or standing is None:
-        return Refused(InvalidCredential)  # cannot be: keys are not deleted
+    if old is None or standing is None or judge_key(standing, digest, now) is InvalidCredential:
+        return Refused(InvalidCredential)  # nothing below is told to anybody who does not hold the key
     known = _find_own_replay(connection, asked, old.partner_id, now)
     if known is not None:
         return known

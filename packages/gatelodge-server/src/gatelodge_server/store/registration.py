@@ -28,6 +28,7 @@ from gatelodge_server.core.refusals import InvalidVerificationCode, PartnerIdTak
 from gatelodge_server.core.registration import CODE_ATTEMPTS, DAY_FAILURES, canonical_address
 from gatelodge_server.store.keys import CREDENTIALS, credential_of, end_keys, find_keys, insert_key
 from gatelodge_server.store.outbox import purge_mails, queue_mail, queue_notice
+from gatelodge_server.store.races import insert_unless_there
 from gatelodge_server.store.tables import AnyRow, change, credential, outbox, partner, tier, verification
 from gatelodge_server.store.trail import append_audit, append_change
 
@@ -115,10 +116,8 @@ def _keep_code(connection: Connection, asked: Registration, found: AnyRow | None
     }
     if found is None:
         counted = {"day_starts_at": _day_of(asked.now), "day_failures": 0}
-        with contextlib.suppress(IntegrityError), connection.begin_nested():
-            connection.execute(insert(verification), {"address": asked.address, **fresh, **counted})
-            return
-    # Also where another node's insert was quicker. What was counted against the address today stays (ASVS 6.6.3).
+        insert_unless_there(connection, verification, {"address": asked.address, **fresh, **counted})
+    # What was counted against the address today stays (ASVS 6.6.3).
     connection.execute(update(verification).where(verification.c.address == asked.address).values(fresh))
 
 
@@ -266,7 +265,8 @@ def _recover(connection: Connection, right: Confirmation, found: AnyRow) -> Conf
     allowed = connection.execute(_REGISTRANT.where(partner.c.id == holder.id)).one()
     own = CREDENTIALS.where(credential.c.partner_id == holder.id, credential.c.company_id.is_(None))
     alive = or_(credential.c.ends_at.is_(None), credential.c.ends_at > right.now)
-    keys = [credential_of(row) for row in connection.execute(own.where(alive).with_for_update())]
+    # With `key_share`, a session that is just being inserted for a key waits for nothing here, and nothing for it.
+    keys = [credential_of(row) for row in connection.execute(own.where(alive).with_for_update(key_share=True))]
     _insert_key(connection, right, holder.id)
     end_keys(
         connection,
@@ -332,9 +332,9 @@ def _tier_of(row: AnyRow) -> Tier:
 
 
 def purge_mails_and_codes(connection: Connection, ended_before: Instant, now: Instant) -> None:
-    """Delete what is over since ``ended_before``."""
+    """Delete mails that have been over since ``ended_before``, and codes as soon as they can be."""
     purge_mails(connection, ended_before, now)
-    purge_codes(connection, ended_before)
+    purge_codes(connection, now)
 
 
 def purge_codes(connection: Connection, before: Instant) -> None:
