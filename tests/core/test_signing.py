@@ -398,6 +398,44 @@ async def test_a_key_that_is_gone_need_not_open_any_more(lodge):
     assert "old" not in {jwk["kid"] for jwk in await keys.key_set()}
 
 
+async def test_who_hears_of_a_changed_key_reads_the_keys_anew_and_of_other_changes_does_not(lodge):
+    kid = await signed(lodge)
+    found, before = await lodge.signing_keys.find_async(kid), readings(lodge)
+    for kind in ("partner", "token", "credential", "session"):
+        lodge.signing_keys.hear(kind, kid)
+    assert await lodge.signing_keys.find_async(kid) is found
+    assert readings(lodge) == before
+    lodge.signing_keys.hear("signing-key", "another")
+    assert await lodge.signing_keys.find_async(kid) is found
+    assert readings(lodge) == before + 1
+
+
+async def test_a_withdrawn_key_verifies_nothing_once_it_was_heard_of_whatever_was_being_read(lodge):
+    kid = await signed(lodge)
+    await lodge.signing_keys.rotate(by="test")
+    store, late, go_on = lodge.store, asyncio.Event(), asyncio.Event()
+
+    class Slow:
+        async def list_signing_keys(self):
+            keys = await store.list_signing_keys()
+            if not late.is_set():
+                late.set()
+                await go_on.wait()
+            return keys
+
+    keys = SigningKeys(
+        purpose=KeyPurpose.SESSION, store=Slow(), sealer=lodge.vault, clock=lodge.clock, monotonic=lodge.monotonic, jwt_ttl=DAY
+    )
+    early = asyncio.create_task(keys.find_async(kid))
+    await late.wait()
+    await lodge.signing_keys.retire(kid, by="test")
+    keys.hear("signing-key", kid)
+    assert await keys.find_async(kid) is None
+    go_on.set()
+    assert (await early).kid == kid  # it had asked before
+    assert await keys.find_async(kid) is None
+
+
 # --- Two rings ---
 
 

@@ -52,11 +52,11 @@ def test_r19_a_kid_is_its_keys_thumbprint(client):
 
 
 def test_the_next_key_is_published_before_it_signs(server, client, tokens):
-    states = {key["kid"]: key["state"] for key in ask("signing-key", "list", data=server.data)}
-    assert sorted(states.values()) == ["current", "next"]
+    states = {key["kid"]: (key["purpose"], key["state"]) for key in ask("signing-key", "list", data=server.data)}
+    assert sorted(states.values()) == [("access", "current"), ("access", "next"), ("session", "current"), ("session", "next")]
     assert {key["kid"] for key in key_set(client).json()["keys"]} == set(states)
     header = json.loads(base64.urlsafe_b64decode(tokens["jwt"].split(".")[0] + "=="))
-    assert states[header["kid"]] == "current"
+    assert states[header["kid"]] == ("session", "current")
 
 
 def test_a_jwt_is_verified_offline_with_the_published_keys(client, partner, tokens):

@@ -12,6 +12,7 @@ from outside import add_partner, ask, command, log_in, outcome, refresh, until, 
 from gatelodge.keyset import StaticKeys
 from gatelodge.tokens import TokenRules
 from gatelodge.verify import Verifier
+from gatelodge_server.core.refusals import SigningKeyInUse
 
 
 def kid_of(jwt):
@@ -19,7 +20,9 @@ def kid_of(jwt):
 
 
 def states(server):
-    return {key["kid"]: key["state"] for key in ask("signing-key", "list", data=server.data)}
+    """Of the keys for session JWTs."""
+    keys = ask("signing-key", "list", data=server.data)
+    return {key["kid"]: key["state"] for key in keys if key["purpose"] == "session"}
 
 
 def age_signing_keys(server, minutes):
@@ -91,11 +94,11 @@ def test_r20_a_rotation_disturbs_nobody_and_a_retired_key_takes_its_tokens_along
         assert states(server) == {old: "retiring", first["kid"]: "current", third(server, old, first): "next"}
         assert whoami(client, session["jwt"]) == (200, None)
         published = {key["kid"] for key in client.get("/.well-known/jwks.json").json()["keys"]}
-        assert published == set(states(server))
+        assert published == {key["kid"] for key in ask("signing-key", "list", data=server.data)}
 
         # Retired: gone from the key set, and with it every token that it signed. Their sessions go on.
         refused = command("signing-key", "retire", first["kid"], data=server.data)
-        assert (refused.exit_code, refused.stderr) == (1, "The key is signing now. Rotate first; then it can be retired.\n")
+        assert (refused.exit_code, refused.stderr) == (1, f"{SigningKeyInUse.detail}\n")
         assert ask("signing-key", "retire", old, data=server.data) == {"kid": old, "state": "gone"}
         until(lambda: whoami(client, session["jwt"]) == (401, "invalid_credential"), "tokens of a retired key are refused")
         assert old not in {key["kid"] for key in client.get("/.well-known/jwks.json").json()["keys"]}

@@ -142,7 +142,8 @@ def assemble(
         remembered=_REMEMBERED,
         clock=lambda: clock() / SECOND,
     )
-    follower.tell(verifier.forget)
+    for hear in (signing_keys.hear, access_keys.hear, verifier.forget):
+        follower.tell(hear)
     quotas = Quotas(store=store, clock=clock, monotonic=time.monotonic, on_mistake=_log_miscount)
     follower.tell(quotas.hear)
     mailer = Mailer(

@@ -11,8 +11,9 @@ There are two rings of keys, one for session JWTs and one for access tokens (``K
 key that gets out of one ring makes no token of the other kind. An access token does not expire, so a key of that ring has no
 ``gone_at`` before no live token needs it (``plan_withdrawals``), and cannot be retired by hand until then.
 
-Every node reads the keys from the store and keeps them for at most ``RING_MAX_AGE``; a reading that fails is a 503 and never an
-old key trusted for longer. The other two files: ``store/signing.py``, ``http/metadata.py``.
+Every node reads the keys from the store and keeps them for at most ``RING_MAX_AGE``, and no longer than until it hears of a
+change (``SigningKeys.hear``); a reading that fails is a 503 and never an old key trusted for longer. The other two files:
+``store/signing.py``, ``http/metadata.py``.
 """
 
 import asyncio
@@ -216,6 +217,16 @@ class SigningKeys:
             case _:
                 return
 
+    def hear(self, kind: str, _subject: str) -> None:
+        """Something has changed (``following.ChangeFollower``). If it is a signing key, what was read before is not used again.
+
+        A verifier forgets whom it let in when a key is withdrawn; it must not let them in anew by a ring that is a second old.
+        """
+        if kind == "signing-key":
+            self._reading = None  # it may have begun before the change
+            if self._ring is not None:
+                self._ring = replace(self._ring, read_at=float("-inf"))
+
     async def _published(self) -> Sequence[SigningKey]:
         now = self._clock()
         return [key for key in (await self._fresh_ring()).keys if key.state(now) != "gone"]
@@ -236,7 +247,8 @@ class SigningKeys:
         return self._reading
 
     def _end_reading(self, reading: asyncio.Task[_Ring]) -> None:
-        self._reading = None
+        if self._reading is reading:
+            self._reading = None
         if not reading.cancelled():
             reading.exception()  # those who wait hear of it; if nobody does yet, the next reading will tell
 
@@ -246,13 +258,15 @@ class SigningKeys:
         # What is gone may be sealed under a master key that is gone too.
         keys = [key for key in await self.list_keys() if key.state(now) != "gone"]
         old = self._ring or _Ring((), {}, {}, read_at)
-        self._ring = _Ring(
+        ring = _Ring(
             keys,
             {key.kid: old.private.get(key.kid) or self._unwrap(key) for key in keys},
             {key.kid: old.public.get(key.kid) or VerificationKey.from_jwk(json.loads(key.jwk)) for key in keys},
             read_at,
         )
-        return self._ring
+        if self._reading is asyncio.current_task():
+            self._ring = ring
+        return ring
 
     def _make(self, now: Instant) -> SigningKey:
         private = generate_private_key()
