@@ -265,8 +265,8 @@ def _recover(connection: Connection, right: Confirmation, found: AnyRow) -> Conf
     allowed = connection.execute(_REGISTRANT.where(partner.c.id == holder.id)).one()
     own = CREDENTIALS.where(credential.c.partner_id == holder.id, credential.c.company_id.is_(None))
     alive = or_(credential.c.ends_at.is_(None), credential.c.ends_at > right.now)
-    # With `key_share`, a session that is just being inserted for a key waits for nothing here, and nothing for it.
-    keys = [credential_of(row) for row in connection.execute(own.where(alive).with_for_update(key_share=True))]
+    # No key is added meanwhile: its row refers to the partner's, which is locked.
+    keys = [credential_of(row) for row in connection.execute(own.where(alive))]
     _insert_key(connection, right, holder.id)
     end_keys(
         connection,
