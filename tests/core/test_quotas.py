@@ -398,6 +398,15 @@ async def test_a_process_that_was_frozen_does_not_use_an_old_slice(node, store):
     assert await taken(store, node.clock.now) == (100, 120)
 
 
+async def test_an_old_slice_is_not_used_where_the_new_window_is_used_up_by_others(start, store):
+    node, other = start(), start()
+    await node.let_in(20)
+    assert held(node) > 0
+    node.clock.now = other.clock.now = HOUR_AT + HOUR
+    assert await other.let_in(101) == 100
+    assert [await node.let_in(1) for _ in range(3)] == [0, 0, 0]
+
+
 async def test_a_process_that_was_frozen_while_it_asked_does_not_use_the_answer(node, store):
     node.line.slow = asyncio.Event()
     waiting = asyncio.create_task(node.try_one())

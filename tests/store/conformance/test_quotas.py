@@ -92,10 +92,12 @@ async def test_what_comes_back_can_be_leased_again(store, key):
 
 async def test_what_comes_back_late_counts_only_for_the_window_that_it_was_taken_from(store, key):
     lease = await store.lease_quota(an_ask(50))
+    await store.lease_quota(an_ask(30, now=HOUR_AT + HOUR))
     later = await store.lease_quota(unused_of(lease, 20, want=10, now=HOUR_AT + HOUR))
-    assert (later.hour_taken, later.day_taken) == (10, 40)
+    assert (later.hour_taken, later.day_taken) == (40, 70)
+    await store.lease_quota(an_ask(30, now=DAY_AT + DAY))
     tomorrow = await store.lease_quota(unused_of(lease, 20, want=10, now=DAY_AT + DAY))
-    assert (tomorrow.hour_taken, tomorrow.day_taken) == (10, 10)
+    assert (tomorrow.hour_taken, tomorrow.day_taken) == (40, 40)
 
 
 async def test_no_more_comes_back_than_was_taken(store, key):
