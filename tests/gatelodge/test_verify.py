@@ -72,7 +72,7 @@ async def test_a_partners_session_is_resolved(verify, issuer):
         kind="partner",
         tier="starter",
         scopes=frozenset({"plans:read", "plans:write"}),
-            credential="session",
+        credential="session",
         credential_id="k3yk3yk3yk3y",
         session="0197a3f2-2222-7bbb-8ccc-0123456789ab",
         token_id="0197a3f2-1111-7bbb-8ccc-0123456789ab",
