@@ -106,3 +106,13 @@ def test_the_readmes_example_runs_and_prints_what_it_says():
 def test_the_readmes_table_names_every_code():
     table = dict(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", README.read_text("utf-8"), re.MULTILINE))
     assert table == CODES | {"KeysUnavailable": "keys_unavailable"}
+
+
+@pytest.mark.parametrize(
+    ("marking", "told"),
+    [("production", "the environment `production`"), (None, "another environment"), ("uat`\r\n", "another environment")],
+)
+def test_the_holder_of_another_environments_credential_is_told_which_it_is(marking, told):
+    refused = errors.WrongEnvironment(environment=marking)
+    assert told in refused.detail
+    assert errors.WrongEnvironment.detail in {refused.detail, errors.WrongEnvironment().detail}

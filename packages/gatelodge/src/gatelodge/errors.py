@@ -33,6 +33,8 @@ and never one of these.
 from collections.abc import Sequence
 from typing import ClassVar
 
+from gatelodge.wire import ENVIRONMENT_PATTERN
+
 
 class Rejected(Exception):
     """A credential was judged and refused.
@@ -81,6 +83,13 @@ class WrongEnvironment(Rejected):
 
     code = "wrong_environment"
     detail = "The credential belongs to another environment. Use the one that was issued for this base URL."
+
+    def __init__(self, *, environment: str | None = None) -> None:
+        super().__init__()
+        if environment is not None and ENVIRONMENT_PATTERN.fullmatch(environment):
+            self.detail = (  # type: ignore[misc]  # of this one only
+                f"The credential belongs to the environment `{environment}`. Use the one that was issued for this base URL."
+            )
 
 
 class PartnerSuspended(Rejected):

@@ -412,7 +412,7 @@ def verify_token(token: UnverifiedToken, *, key: VerificationKey | None, rules: 
     everything but its time; ``InvalidCredential`` for any other fault.
     """
     if token.issuer in rules.other_issuers:
-        raise WrongEnvironment
+        raise WrongEnvironment(environment=token.environment)
     if key is None or token.kid != key.kid or token.algorithm != key.algorithm:
         raise InvalidCredential
     # RFC 8725 3.3, before a claim is looked at.

@@ -228,9 +228,9 @@ class Verifier:
         # Read off the token's own marking: it tells its presenter nothing that it does not hold. And told before the look-up:
         # another environment's token must not send us to our issuer for its key.
         if token.issuer in self._rules.other_issuers:
-            raise WrongEnvironment
+            raise WrongEnvironment(environment=token.environment)
         if self._environment is not None and token.environment not in {None, self._environment}:
-            raise WrongEnvironment
+            raise WrongEnvironment(environment=token.environment)
         return token
 
     def _judge(self, token: UnverifiedToken, key: VerificationKey | None, rules: TokenRules, sort: CredentialKind) -> Grant:

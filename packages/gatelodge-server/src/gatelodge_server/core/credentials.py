@@ -117,7 +117,7 @@ class Credentials:
         if key is None or key.brand != self._brand:
             raise InvalidCredential
         if key.environment != self.environment:
-            raise WrongEnvironment
+            raise WrongEnvironment(environment=key.environment)
         return PresentedKey(key.id, digest_key(presented))
 
     async def authenticate(self, presented: Secret) -> Holder:

@@ -63,7 +63,7 @@ class RefreshTokens:
         if brand != self._brand:
             raise InvalidCredential
         if environment != self._environment:
-            raise WrongEnvironment
+            raise WrongEnvironment(environment=environment)
         raw = base64.urlsafe_b64decode(payload)
         body, mac = raw[: _ID + _GENERATION], raw[_ID + _GENERATION :]
         if not self._check_mac(self._label + body, mac):
