@@ -316,6 +316,14 @@ async def test_the_first_id_that_nobody_has_or_had_is_taken(store):
     assert await store.confirm_registration(right) == Refused(PartnerIdTaken)
 
 
+async def test_no_second_partner_is_made_for_an_address_whatever_another_node_has_done_meanwhile(store, backend, key):
+    await begin(store)
+    right = a_confirmation(await claimed(store))
+    rows(backend, "partner", writing={"registered_address": ADDRESS})
+    assert await store.confirm_registration(right) == INVALID
+    assert (backend.count("partner"), backend.count("credential")) == (1, 1)
+
+
 async def test_a_tier_that_is_not_there_makes_no_partner(store, backend):
     await begin(store)
     right = a_confirmation(await claimed(store), tier="golden")
