@@ -118,7 +118,8 @@ def every_worker(server: Server) -> Iterator[list[httpx2.Client]]:
             if pid in found:
                 client.close()
             else:
-                found[pid] = stack.enter_context(client)
+                stack.callback(client.close)
+                found[pid] = client
             return len(found) == len(workers)
 
         until(is_whole, f"each of {len(workers)} workers answers (for {PATIENCE} s)")
