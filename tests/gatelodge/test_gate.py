@@ -400,7 +400,7 @@ async def test_a_refusal_is_told_to_whoever_asked_with_the_caller_if_it_was_know
     gate = Gate(
         api, verifier=gatehouse.verifier, count=Counter(full), on_refused=lambda _, why, who: told.append((type(why), who))
     )
-    await knock(gate, bearer(gatehouse.KEY), scheme="http")
+    await knock(gate, bearer(gatehouse.KEY), scheme="http", **{CALLER: caller(partner="of an outer gate")})
     await knock(gate, bearer("x"))
     await knock(gate, bearer(gatehouse.KEY))
     assert told == [(HttpsRequired, None), (InvalidCredential, None), (QuotaExceeded, caller("api-key"))]

@@ -73,12 +73,13 @@ def sqlite_engine(
 class SqliteDriver:
     """Runs verbs on the file at ``path``: one that writes at a time, those that only read beside it."""
 
-    def __init__(self, path: Path, *, on_fault: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, *, on_fault: Callable[[str], None], bell_at: Callable[[Path], Bell] = Bell) -> None:
         self._writer = sqlite_engine(path)
         self._reader = sqlite_engine(path, begin="BEGIN", readers=_READERS)
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="store-write")
         self._reading = ThreadPoolExecutor(_READERS, thread_name_prefix="store-read")
         self._on_fault = on_fault
+        self._bell_at = bell_at
         self._bell_path = path.with_name(path.name + "-bell")
         self._bell: Bell | None = None
         self._hanging = threading.Lock()
@@ -91,7 +92,7 @@ class SqliteDriver:
         with self._hanging:
             if self._bell is None:
                 try:
-                    self._bell = Bell(self._bell_path)
+                    self._bell = self._bell_at(self._bell_path)
                 except OSError as fault:
                     self._on_fault(f"no bell: {fault.strerror}")
                     raise Unavailable from fault
