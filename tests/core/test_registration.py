@@ -372,6 +372,18 @@ async def test_of_verifications_at_once_all_hear_the_same_answer(desk):
     assert len(await desk.lodge.store.list_keys("acme-motors")) == 1
 
 
+async def test_a_partner_that_was_suspended_meanwhile_gets_neither_an_answer_again_nor_a_new_key(desk):
+    code = await desk.code()
+    key = await desk.verify(code)
+    await desk.lodge.partners.suspend(key.partner_id, by="test")
+    assert await desk.is_refused(code)
+    await desk.lodge.partners.resume(key.partner_id, by="test")
+    recovery = await desk.code()
+    await desk.lodge.partners.suspend(key.partner_id, by="test")
+    assert await desk.is_refused(recovery)
+    assert len(await desk.lodge.store.list_keys(key.partner_id)) == 1
+
+
 async def test_an_answer_whose_master_key_is_gone_is_not_given_again(desk):
     code = await desk.code()
     await desk.verify(code)
