@@ -61,6 +61,11 @@ class SilentBell(Bell):
         pass
 
 
+def following(store, monotonic, *, on_mistake=pytest.fail, **options):
+    """A follower that meets no mistake."""
+    return ChangeFollower(store=store, monotonic=monotonic, on_mistake=on_mistake, **options)
+
+
 @pytest.fixture
 def backend(tmp_path):
     return SqliteBackend.create(tmp_path)
@@ -106,7 +111,7 @@ def told():
 
 @pytest.fixture
 async def follower(line, monotonic, told):
-    follower = ChangeFollower(store=line, monotonic=monotonic)
+    follower = following(line, monotonic)
     follower.tell(lambda kind, subject: told.append((kind, subject)))
     await follower.catch_up()
     line.asked.clear()
@@ -126,7 +131,7 @@ def steps(*subjects):
 
 
 async def test_nothing_is_believed_before_the_first_reading(line, monotonic):
-    follower = ChangeFollower(store=line, monotonic=monotonic)
+    follower = following(line, monotonic)
     assert not follower.is_current()
     await follower.catch_up()
     assert follower.is_current()
@@ -134,7 +139,7 @@ async def test_nothing_is_believed_before_the_first_reading(line, monotonic):
 
 async def test_what_was_before_the_first_reading_is_not_told(other_driver, line, monotonic, told):
     await change(other_driver, "before")
-    follower = ChangeFollower(store=line, monotonic=monotonic)
+    follower = following(line, monotonic)
     follower.tell(lambda *step: told.append(step))
     await follower.catch_up()
     await change(other_driver, "after")
@@ -199,7 +204,7 @@ async def test_the_age_of_a_reading_counts_from_its_beginning(follower, line, mo
 
 
 async def test_the_staleness_is_what_the_owner_says(line, monotonic):
-    follower = ChangeFollower(store=line, monotonic=monotonic, max_staleness=1.0)
+    follower = following(line, monotonic, max_staleness=1.0)
     await follower.catch_up()
     monotonic.forward(0.999)
     assert follower.is_current()
@@ -382,7 +387,7 @@ async def test_a_reading_that_everybody_has_left_is_finished_and_its_fault_is_no
 async def test_what_nobody_has_rung_for_is_found_all_the_same_and_a_store_that_is_down_is_asked_again(
     line, monotonic, dying_driver, told
 ):
-    follower, heard = ChangeFollower(store=line, monotonic=monotonic), asyncio.Event()
+    follower, heard = following(line, monotonic), asyncio.Event()
     follower.tell(lambda *step: (told.append(step), heard.set()))
     await follower.catch_up()
     await change(dying_driver, "orphan")
@@ -396,6 +401,24 @@ async def test_what_nobody_has_rung_for_is_found_all_the_same_and_a_store_that_i
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
+
+
+async def test_a_mistake_of_ours_is_told_and_does_not_end_the_following(line, monotonic, dying_driver):
+    mistakes, heard = [], asyncio.Event()
+
+    def hear(*_):
+        if not mistakes:
+            raise ZeroDivisionError
+        heard.set()
+
+    follower = following(line, monotonic, on_mistake=mistakes.append)
+    follower.tell(hear)
+    await follower.catch_up()
+    await change(dying_driver, "orphan")
+    running = asyncio.create_task(follower.run())
+    await heard.wait()
+    running.cancel()
+    assert [type(mistake) for mistake in mistakes] == [ZeroDivisionError]
 
 
 # --- Another process ---
@@ -431,7 +454,7 @@ async def test_r25_a_change_of_another_process_is_known_of_when_its_writer_retur
 
 
 async def test_a_store_without_any_change_is_followed_from_its_beginning(node, monotonic, told):
-    follower = ChangeFollower(store=node, monotonic=monotonic)
+    follower = following(node, monotonic)
     follower.tell(lambda *step: told.append(step))
     await follower.catch_up()
     assert await node.last_change() == 0
@@ -443,7 +466,7 @@ async def test_a_store_without_any_change_is_followed_from_its_beginning(node, m
 async def test_two_nodes_hear_each_other(backend):
     stores = [SqlStore(backend.driver()) for _ in range(2)]
     heard = [[], []]
-    followers = [ChangeFollower(store=store, monotonic=Clock(0.0)) for store in stores]
+    followers = [following(store, Clock(0.0)) for store in stores]
     for follower, of in zip(followers, heard, strict=True):
         follower.tell(lambda _, subject, of=of: of.append(subject))
         await follower.catch_up()

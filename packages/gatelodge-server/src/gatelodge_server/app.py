@@ -132,7 +132,7 @@ def assemble(
         environment=settings.environment,
         lifetimes=settings.lifetimes,
     )
-    follower = ChangeFollower(store=store, monotonic=time.monotonic)
+    follower = ChangeFollower(store=store, monotonic=time.monotonic, on_mistake=_log_misreading)
     verifier = Verifier(
         signing_keys,
         TokenRules.for_sessions(**_issuance(settings)),
@@ -219,6 +219,10 @@ def _issuance(settings: Settings) -> _Issuance:
 def _log_purge(count: int) -> None:
     if count:
         log.info("sessions_purged", count=count)
+
+
+def _log_misreading(mistake: Exception) -> None:
+    log.error("following_failed", kind=type(mistake).__qualname__)
 
 
 def _log_mistake(mistake: Exception) -> None:

@@ -13,7 +13,6 @@ What happens when a credential is revoked:
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final, Protocol
 
 from gatelodge.errors import Unavailable
@@ -34,10 +33,21 @@ class FollowedStore(TrailStore, Bell, Protocol):
 
 
 class ChangeFollower:
-    """Tells those who remember things when to forget them. Belongs to one event loop."""
+    """Tells those who remember things when to forget them. Belongs to one event loop.
 
-    def __init__(self, *, store: FollowedStore, monotonic: Callable[[], float], max_staleness: float = MAX_STALENESS) -> None:
+    ``on_mistake`` is told of whatever ``run`` meets that is no fault of the store's.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: FollowedStore,
+        monotonic: Callable[[], float],
+        on_mistake: Callable[[Exception], None],
+        max_staleness: float = MAX_STALENESS,
+    ) -> None:
         self._store = store
+        self._on_mistake = on_mistake
         self._monotonic = monotonic
         self._max_staleness = max_staleness
         self._forget: list[Forget] = []
@@ -69,8 +79,12 @@ class ChangeFollower:
     async def run(self) -> None:
         """Read every now and then, until cancelled."""
         while True:
-            with suppress(Unavailable):  # the store has said so already, and `is_current` will when it has been for too long
+            try:
                 await asyncio.shield(self._begin_reading())
+            except Unavailable:
+                pass  # the store has said so already, and `is_current` will when it has been for too long
+            except Exception as mistake:  # noqa: BLE001 - whatever it is, the next change must be heard of all the same
+                self._on_mistake(mistake)
             await asyncio.sleep(_PAUSE)
 
     def _begin_reading(self) -> asyncio.Task[None]:
