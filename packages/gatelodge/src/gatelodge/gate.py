@@ -254,7 +254,7 @@ def _without_body(receive: Receive) -> Receive:
 
     async def receive_no_body() -> Message:
         message = await receive()
-        return {"type": "http.disconnect"} if message.get("body") or message.get("more_body") else message
+        return {"type": "http.disconnect"} if message.get("body") else message
 
     return receive_no_body
 
