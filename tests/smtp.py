@@ -118,7 +118,7 @@ class MailHost:
                 enable_SMTPUTF8=self._takes_utf8,
                 tls_context=self._tls if self._encryption == "starttls" else None,
                 auth_required=self._password is not None,
-                auth_require_tls=False,
+                auth_require_tls=self._password is None,  # then no login is offered
                 authenticator=self._authenticate if self._password is not None else None,
                 loop=self._loop,
             )

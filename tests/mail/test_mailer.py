@@ -26,16 +26,18 @@ HASTY = Patience(connect=5.0, command=0.3, letter=5.0)
 
 
 class FlakyStore(SqlStore):
-    """A store that is not there for so many of the mailer's calls."""
+    """A store that answers so many of the mailer's calls with a fault: it is not there, or has a mistake in it."""
 
     def __init__(self, driver):
         super().__init__(driver)
         self.failures = 0
+        self.fault = Unavailable
+        self.settle_failures = 0
 
     def _fail(self):
         if self.failures:
             self.failures -= 1
-            raise Unavailable
+            raise self.fault
 
     async def claim_mails(self, **asked):
         self._fail()
@@ -43,6 +45,9 @@ class FlakyStore(SqlStore):
 
     async def settle_mail(self, *asked, **more):
         self._fail()
+        if self.settle_failures:
+            self.settle_failures -= 1
+            raise Unavailable
         return await super().settle_mail(*asked, **more)
 
 
@@ -452,9 +457,48 @@ async def test_a_store_that_is_away_is_waited_for(queue, mailer_for, store, stat
         store.failures = 3
         async with running(mailer_for(host)):
             await until(lambda: host.attempts == 1 or store.failures == 0)
-            store.failures = 2  # the letter is on its way or has been taken; what became of it cannot be said at once
             await until(lambda: state()[0][0] == "sent")
     assert len(host.received) == 1
+
+
+async def test_a_letter_that_was_taken_while_the_store_is_away_is_not_sent_again(queue, mailer_for, store, state):
+    await queue(a_mail())
+    with MailHost() as host:
+        store.settle_failures = 3
+        await mailer_for(host).drain()
+    assert (len(host.received), store.settle_failures, state()[0][0]) == (1, 0, "sent")
+
+
+async def test_a_mistake_in_the_store_ends_nothing(queue, mailer_for, store, clock, state, logged):
+    await queue(a_mail())
+    store.fault = ZeroDivisionError
+    with MailHost() as host:
+        mailer = mailer_for(host)
+        store.failures = 1
+        assert await mailer.drain() == 0
+        host.rcpt = [STALL]
+        async with running(mailer):
+            await until(lambda: host.attempts == 1)
+            store.failures = 1_000_000
+            await until(lambda: "mail_deferred" in events_of(logged))
+            await until(lambda: events_of(logged)[-1] == "mailer_failed")
+            store.failures = 0
+            clock.forward(CLAIM_TTL)  # nothing could be said of it, so it is due when its claim lapses
+            await until(lambda: host.received)
+    assert state()[0][0] == "sent"
+
+
+async def test_no_more_are_on_their_way_at_once_than_may_be(queue, mailer_for, logged, state):
+    await queue(*(a_mail() for _ in range(AT_ONCE + 1)))
+    with MailHost() as host:
+        host.rcpt = [STALL] * AT_ONCE
+        mailer = mailer_for(to(host, patience=Patience()), grace=0.0)
+        async with running(mailer):
+            await until(lambda: host.attempts == AT_ONCE)
+            mailer.wake()
+            await asyncio.sleep(0)
+            assert sum(due_at > START for _, _, due_at, _ in state()) == AT_ONCE
+    assert host.received == []
 
 
 # --- Files ---
@@ -486,6 +530,16 @@ async def test_a_directory_that_cannot_be_written_to_costs_a_try(queue, mailer_f
     assert "File exists" in fault
 
 
+async def test_a_file_that_cannot_have_its_name_leaves_nothing_behind(queue, mailer_for, tmp_path, state):
+    mail = a_mail()
+    await queue(mail)
+    in_the_way = tmp_path / "outbox" / f"20260528T202640.000Z-{mail.id.hex()}.eml"
+    in_the_way.mkdir(parents=True)
+    await mailer_for(DirectoryTransport(tmp_path / "outbox")).drain()
+    assert list((tmp_path / "outbox").iterdir()) == [in_the_way]
+    assert state()[0][0] is None
+
+
 async def test_a_console_that_is_gone_keeps_no_mail_back(queue, mailer_for, tmp_path, state):
     def show(text):
         raise BrokenPipeError
@@ -498,7 +552,7 @@ async def test_a_console_that_is_gone_keeps_no_mail_back(queue, mailer_for, tmp_
 # --- What gets out ---
 
 
-async def test_r_nothing_that_is_logged_or_kept_holds_the_code_even_if_the_server_says_it(
+async def test_nothing_that_is_logged_or_kept_holds_the_code_even_if_the_server_says_it(
     queue, mailer_for, state, logged, capfd
 ):
     await queue(*(a_mail() for _ in range(3)))
