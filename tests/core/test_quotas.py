@@ -689,6 +689,22 @@ async def test_r72_usage_that_could_not_be_told_is_told_later_and_once(node, sto
     assert (await store.get_key(key.id)).last_used_at == START + 1
 
 
+async def test_a_use_that_is_noted_while_an_older_one_cannot_be_told_is_the_one_that_is_kept(node, store):
+    key = (await store.list_keys(ACME))[0]
+    node.quotas.note_use("key", key.id, "192.0.2.1", START)
+    node.line.slow, node.line.cut = asyncio.Event(), "back"
+    telling = asyncio.create_task(node.quotas.go_round())
+    while not node.line.under_way:
+        await asyncio.sleep(0)
+    node.quotas.note_use("key", key.id, "192.0.2.1", START + 1)
+    node.line.slow.set()
+    with pytest.raises(Unavailable):
+        await telling
+    node.line.cut = None
+    await node.quotas.close()
+    assert (await store.get_key(key.id)).last_used_at == START + 1
+
+
 async def test_r72_it_goes_on_without_the_store_and_after_mistakes(node, store):
     node.line.cut = "there"
     running = asyncio.create_task(node.quotas.run())
