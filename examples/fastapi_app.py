@@ -64,5 +64,5 @@ async def place_order(wanted: Wanted, caller: LetIn) -> Order:
 
 @app.get("/orders")
 async def list_orders(caller: LetIn) -> list[Order]:
-    """The caller's own orders: the partner is known, and nobody has to say, or could, whose orders they want."""
+    """The caller's own orders: whose they are is the gate's word, not the request's."""
     return [order for order in orders if order.partner == caller.partner]

@@ -63,7 +63,7 @@ async def place_order(data: Wanted, caller: Caller) -> Order:
 
 @get("/orders")
 async def list_orders(caller: Caller) -> list[Order]:
-    """The caller's own orders: the partner is known, and nobody has to say, or could, whose orders they want."""
+    """The caller's own orders: whose they are is the gate's word, not the request's."""
     return [order for order in orders if order.partner == caller.partner]
 
 

@@ -48,7 +48,7 @@ async def place_order(request: Request) -> JSONResponse:
 
 
 async def list_orders(request: Request) -> JSONResponse:
-    """The caller's own orders: the partner is known, and nobody has to say, or could, whose orders they want."""
+    """The caller's own orders: whose they are is the gate's word, not the request's."""
     caller = caller_of(request.scope)
     return JSONResponse([order for order in orders if order["partner"] == caller.partner])
 

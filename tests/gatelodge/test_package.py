@@ -95,12 +95,15 @@ def test_the_package_works_with_its_two_dependencies_alone():
     assert (done.returncode, done.stdout, done.stderr) == (0, "alone\n", "")
 
 
-def test_the_readmes_example_runs_and_prints_what_it_says():
-    blocks = dict(re.findall(r"```(python|text)\n(.*?)```", README.read_text("utf-8"), re.DOTALL))
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(blocks["python"], str(README), "exec"), {})
-    assert printed.getvalue() == blocks["text"]
+def test_the_readmes_examples_run_one_after_the_other_and_print_what_they_say():
+    examples = re.findall(r"```python\n(.*?)```.*?```text\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    assert len(examples) == README.read_text("utf-8").count("```python") > 1
+    names = {}
+    for code, told in examples:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, str(README), "exec"), names)
+        assert printed.getvalue() == told
 
 
 def test_the_readmes_table_names_every_code():
