@@ -506,12 +506,14 @@ def test_r76_past_the_limit_of_failures_nothing_is_judged_and_no_attempt_spent(n
     assert verify(elsewhere, to, code).json()["tier"] == "business"
 
 
-def test_r76_a_crowd_of_guesses_at_once_gets_no_further_than_one_after_the_other(at):
-    client = at("127.0.5.1")
+def test_r76_a_crowd_of_guesses_at_once_gets_no_further_than_one_after_the_other(narrow_server, at):
+    to, client = address(), at("127.0.5.1")
+    code = code_for(narrow_server, client, to)
     with ThreadPoolExecutor(10) as pool:
-        outcomes = list(pool.map(lambda _: outcome(verify(client, address(), "000000")), range(10)))
+        outcomes = list(pool.map(lambda guess: outcome(verify(client, to, guess)), [other_than(code)] * 10))
     assert outcomes.count(INVALID) == 3
     assert outcomes.count(LIMITED) == 7
+    assert verify(at("127.0.5.2"), to, code).status_code == 200  # of the five attempts at it, three are spent
 
 
 def test_without_recovery_a_partner_gets_no_code_and_is_answered_as_ever(narrow_server, at):
