@@ -92,3 +92,10 @@ def test_the_three_frameworks_do_the_same():
         told = (ROOT / f"examples/{framework.lower()}_app.py").read_text("utf-8").split('"""')[1]
         opening[told.replace(framework, "X").replace(framework.lower(), "x")].append(framework)
     assert len(opening) == 1
+
+
+def test_the_service_on_another_host_needs_the_light_package_only():
+    tree = ast.parse((ROOT / "examples/offline_app.py").read_text("utf-8"))
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert "gatelodge" in imported
+    assert not [module for module in imported if module.startswith("gatelodge_server")]
