@@ -64,7 +64,22 @@ def test_with_nothing_configured_it_is_this(monkeypatch, tmp_path):
         smtp=None,
         smtp_user="",
         mail_from="gatelodge@localhost",
+        sample_api="off",
+        stated=frozenset(),
     )
+
+
+def test_what_nobody_has_stated_is_taken_from_the_database(load):
+    known = load("").known_as("production", ["https://new.example", "https://old.example"])
+    assert (known.environment, known.audience, known.public_url) == (
+        "production",
+        "partner-api-production",
+        "https://new.example",
+    )
+    assert known.former_issuers == {"https://new.example", "https://old.example"}
+    stated = load('public_url = "https://mine.example"\naudience = "mine"').known_as("production", ["https://new.example"])
+    assert (stated.public_url, stated.audience) == ("https://mine.example", "mine")
+    assert load("").known_as("uat", []).public_url == "https://localhost:8443"
 
 
 # --- Precedence ---
@@ -174,6 +189,7 @@ def test_what_is_not_said_follows_from_what_is(load):
         "registration": ["", "yes", "ON", "1"],
         "registration_tier": ["", "two\nlines"],
         "recovery": ["", "no", "off "],
+        "sample_api": ["", "yes", "ON"],
         "registration_limit": ["", "120", "120/lightyear"],
         "verification_failure_limit": ["", "20"],
         "mails_per_address": ["", "0", "100001", "-1", "1.5", "many"],

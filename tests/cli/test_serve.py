@@ -11,11 +11,12 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import jwt
 import psutil
 import pytest
 import trustme
 from harness import PROGRAM, Server, clean_environment
-from outside import PATIENCE, add_partner, command, connect, is_closed, log_in, read_answer, until
+from outside import PATIENCE, add_partner, ask, command, connect, is_closed, log_in, read_answer, until
 
 
 @pytest.fixture
@@ -222,17 +223,47 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path, environ, comp
 
 
 def test_a_flag_goes_before_a_variable_and_that_before_the_file(tmp_path):
-    (tmp_path / "gatelodge.toml").write_text('environment = "fromfile"\n')
+    def environment(name, *args, **environ):
+        data = tmp_path / name  # a database is of one environment
+        data.mkdir()
+        (data / "gatelodge.toml").write_text('environment = "fromfile"\n')
+        done = command("partner", "add", "X", "--email", "a@b.example", "--json", *args, data=data, environ=environ)
+        return json.loads(done.stdout)["apiKey"].split("_")[1]
 
-    def environment(*args, **environ):
-        key = json.loads(
-            command("partner", "add", "X", "--email", "a@b.example", "--json", *args, data=tmp_path, environ=environ).stdout
-        )
-        return key["apiKey"].split("_")[1]
+    assert environment("file") == "fromfile"
+    assert environment("variable", GATELODGE_ENVIRONMENT="fromvariable") == "fromvariable"
+    assert environment("flag", "--environment", "fromflag", GATELODGE_ENVIRONMENT="fromvariable") == "fromflag"
 
-    assert environment() == "fromfile"
-    assert environment(GATELODGE_ENVIRONMENT="fromvariable") == "fromvariable"
-    assert environment("--environment", "fromflag", GATELODGE_ENVIRONMENT="fromvariable") == "fromflag"
+
+def test_a_database_is_of_one_environment_and_commands_know_which(tmp_path):
+    def add(*args):
+        return command("partner", "add", "X", "--email", "a@b.example", "--json", *args, data=tmp_path)
+
+    assert add("--environment", "production").exit_code == 0
+    refused = add("--environment", "uat")
+    assert refused.exit_code == 1
+    assert "is of the environment production" in refused.stderr
+    assert json.loads(add().stdout)["apiKey"].split("_")[1] == "production"
+
+
+def test_tokens_are_issued_under_the_url_of_the_server_and_outlive_its_change(tmp_path):
+    data = tmp_path / "data"
+    partner = add_partner(data)
+
+    def call(server, token):
+        with server.client() as client:
+            headers = {"Authorization": f"Bearer {token}"}
+            return client.get("/api/v2/Partners/nowhere", headers=headers).status_code
+
+    with Server(data, "--sample-api", public_url="https://first.example") as server:
+        first = ask("token", "issue", partner.id, data=data)["token"]
+        assert call(server, first) == 404  # past the gate: the API knows no such path
+        server.stop()
+    with Server(data, "--sample-api", public_url="https://second.example") as server:
+        second = ask("token", "issue", partner.id, data=data)["token"]
+        assert [call(server, first), call(server, second)] == [404, 404]
+    issuers = [jwt.decode(token, options={"verify_signature": False})["iss"] for token in (first, second)]
+    assert issuers == ["https://first.example", "https://second.example"]
 
 
 # --- doctor ---------------------------------------------------------------------------------------------------------------
