@@ -2,9 +2,10 @@
 
 import asyncio
 
-from given import START, a_key, a_partner
+from given import START, a_company, a_key, a_login, a_partner, a_refresh
 
-from gatelodge_server.core.model import PartnerStatus
+from gatelodge_server.core.model import PartnerStatus, SessionEnd, Tier
+from gatelodge_server.core.ports import Refused
 
 
 async def test_the_sequence_goes_up_by_one_and_a_reader_goes_on_where_it_was(store, key):
@@ -57,3 +58,74 @@ async def test_what_a_verb_has_written_every_other_node_sees_when_it_returns(sto
         name = f"partner-{at}"
         await store.add_partner(a_partner(name), a_key(name), by="test")
         assert await other_node.find_partner(name) == a_partner(name)
+
+
+async def test_the_last_change_is_the_last_step_and_0_where_there_is_none(store, other_node):
+    assert await store.last_change() == 0
+    for number, name in enumerate(("acme", "zeta", "eta"), 1):
+        done = await store.add_partner(a_partner(name), a_key(name), by="test")
+        assert await store.last_change() == await other_node.last_change() == done.sequence == number
+
+
+# --- The bell ---
+
+
+async def changes_of(store, key):
+    """Everything that changes something, in turn; what it is told by comes back with its number."""
+    company = a_company()
+    company_key = a_key(company_id=company.id)
+    yield "create_company", (await store.create_company(company, company_key, replay=None, by="test")).sequence
+    session = (await store.open_session(a_login(key))).session
+    ended = await store.end_session(session.id, cause=SessionEnd.LOGOUT, now=START, by="test")
+    yield "end_session", ended.sequence
+    second = (await store.open_session(a_login(key))).session
+    await store.advance_session(a_refresh(second))
+    await store.advance_session(a_refresh(second))
+    yield "advance_session, condemned", await store.last_change()
+    successor = a_key()
+    await store.roll_key(key.id, successor, ends_at=START, now=START, by="test")
+    yield "roll_key", await store.last_change()
+    yield "revoke_key", (await store.revoke_key(successor.id, now=START, by="test")).sequence
+    yield "set_tier", (await store.set_tier(Tier("gold", 1, 1), now=START, by="test")).sequence
+    yield "set_partner_tier", (await store.set_partner_tier("acme-motors", "gold", now=START, by="test")).sequence
+    yield "delete_company", (await store.delete_company("acme-motors", company.id, now=START, by="test")).sequence
+    for status in (PartnerStatus.SUSPENDED, PartnerStatus.ACTIVE, PartnerStatus.DEACTIVATED):
+        yield status, (await store.set_partner_status("acme-motors", status, now=START, by="test")).sequence
+
+
+async def test_r25_every_change_rings_on_every_node_before_its_verb_returns(store, other_node, key):
+    heard, last = {store.bell()}, await store.last_change()
+    async for verb, sequence in changes_of(store, key):
+        assert sequence > last, verb
+        assert store.bell() == other_node.bell(), verb
+        assert store.bell() not in heard, verb
+        heard.add(store.bell())
+        last = sequence
+
+
+async def test_what_changes_nothing_that_is_remembered_rings_nothing(store, other_node, key):
+    heard = store.bell()
+    session = (await store.open_session(a_login(key))).session
+    await store.advance_session(a_refresh(session))
+    await store.find_session(session.id)
+    await store.list_changes(after=0, limit=10)
+    await store.ping()
+    assert await store.end_session(bytes(16), cause=SessionEnd.LOGOUT, now=START, by="test") is None
+    assert isinstance(await store.add_partner(a_partner(), a_key(), by="test"), Refused)
+    assert isinstance(await store.revoke_key("nobody", now=START, by="test"), Refused)
+    assert store.bell() == other_node.bell() == heard
+
+
+async def test_of_many_changes_at_once_by_two_nodes_each_is_heard_by_whoever_waited_for_it(store, other_node):
+    """Whoever looks at the bell after its own change returned sees another number than before it began."""
+
+    async def add(number):
+        node, other = (store, other_node) if number % 2 else (other_node, store)
+        before = other.bell()
+        name = f"partner-{number}"
+        done = await node.add_partner(a_partner(name), a_key(name), by="test")
+        return done.sequence, other.bell() != before
+
+    outcomes = await asyncio.gather(*(add(number) for number in range(40)))
+    assert sorted(sequence for sequence, _ in outcomes) == list(range(1, 41))
+    assert all(is_heard for _, is_heard in outcomes)
