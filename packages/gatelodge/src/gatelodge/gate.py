@@ -231,8 +231,8 @@ def _judge(body: bytes, caller: Caller) -> None:
     parsed = parse_json(body)
     if parsed is None:
         raise MalformedJson
-    # By exact code points, and a string: nothing else is the caller's id, however it may look or compare.
-    if any(type(named) is not str or named != caller.partner for named in named_partners(parsed)):
+    # By exact code points: nothing else is the caller's id, however it may look.
+    if any(named != caller.partner for named in named_partners(parsed)):
         raise PartnerMismatch
 
 
