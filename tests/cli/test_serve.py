@@ -266,6 +266,13 @@ def test_tokens_are_issued_under_the_url_of_the_server_and_outlive_its_change(tm
     assert issuers == ["https://first.example", "https://second.example"]
 
 
+def test_a_server_that_would_register_into_a_tier_that_is_not_there_does_not_start(started):
+    process = started("--port", "0", GATELODGE_REGISTRATION_TIER="gold")
+    _, fault = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert "there is no tier gold, only starter, growth, enterprise" in fault
+
+
 # --- doctor ---------------------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from gatelodge_server.store.deployment import environment_of, list_issuers, note
 from gatelodge_server.store.migrate import SchemaTooNew, upgrade
 from gatelodge_server.store.signing import list_signing_keys
 from gatelodge_server.store.sqlite import UPGRADE_TIMEOUT, sqlite_engine
+from gatelodge_server.store.tiers import list_tiers
 from gatelodge_server.vault import MasterKeyFault, MasterKeys, Vault, system_entropy
 
 MASTER_KEY_VARIABLE = "GATELODGE_MASTER_KEY"
@@ -75,16 +76,22 @@ def _as_known(engine: Engine, settings: Settings) -> Settings:
     return settings.known_as(environment, issuers)
 
 
-def note_public_url(settings: Settings) -> None:
-    """Let commands and later starts know under which name this one issues tokens. Raises ``StartFault``."""
+def note_start(settings: Settings) -> None:
+    """A server is about to serve: let commands and later starts know under which name it issues tokens.
+
+    Raises ``StartFault``, also if partners were to be registered into a tier that is not there.
+    """
     engine = sqlite_engine(settings.database)
     try:
         with engine.begin() as connection:
+            tiers = [tier.name for tier in list_tiers(connection)]
             note_issuer(connection, settings.public_url, system_clock())
     except DBAPIError as fault:
         raise StartFault(f"{settings.database} cannot be written: {fault.orig}") from fault
     finally:
         engine.dispose()
+    if settings.registration == "on" and settings.registration_tier not in tiers:
+        raise StartFault(f"registration_tier: there is no tier {settings.registration_tier}, only {', '.join(tiers)}")
 
 
 def _try_master_keys(engine: Engine, keys: MasterKeys) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, and_, delete, func, insert, or_, select, upda
 from sqlalchemy.exc import IntegrityError
 
 from gatelodge_server.core.credentials import judge_standing
+from gatelodge_server.core.mails import NOTICE_TTL
 from gatelodge_server.core.model import DAY, HOUR, EndCause, Instant, MailKind, Origin, Partner, PartnerStatus, Tier
 from gatelodge_server.core.ports import (
     Challenge,
@@ -80,7 +81,7 @@ def _mail(asked: Registration, kind: MailKind, holder: AnyRow | None) -> Mail:
         facts=facts,
         sealed=None if kind is MailKind.SUSPENDED else asked.mail_secret,
         created_at=asked.now,
-        expires_at=asked.expires_at,
+        expires_at=asked.now + NOTICE_TTL if kind is MailKind.SUSPENDED else asked.expires_at,
     )
 
 
