@@ -1,7 +1,11 @@
 """The sample API behind the gate, called from outside; and servers of several workers, each of which is asked."""
 
 import contextlib
+import json
+import os
+import shutil
 import sqlite3
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +23,46 @@ SEARCH = "/api/v2/Partners/PlansSearchAsync/VIN"
 ASKED = {"searchCriteria": {"vin": "1HGBH41JXMN109186", "mileage": 55555, "stateShortName": "TX"}}
 GOOD = (200, None)
 EXCEEDED = (429, "quota_exceeded")
+
+
+# As it is published, but for the address of the API and for the token, which the shell puts in.
+SEED = """curl -X POST https://HOST/api/v2/Partners/PlansSearchAsync/VIN \\
+-H "Authorization: Bearer $YOUR_ACCESS_TOKEN" \\
+-H "Content-Type: application/json" \\
+-d '{
+"searchCriteria": {
+"vin": "1HGBH41JXMN109186",
+"mileage": 55555,
+"stateShortName": "TX"
+}
+}'"""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a curl line has printed: status, headers by lower-case name, body."""
+
+    status: int
+    headers: dict[str, list[str]]
+    body: Any
+
+
+class Curl:
+    """Runs curl lines in a shell, as they are written. What they do not say, whom to trust, stands in curl's own settings."""
+
+    def __init__(self, home: Path) -> None:
+        assert shutil.which("curl"), "curl is needed: the published example is a curl command"
+        self._home = home
+
+    def __call__(self, line: str, server: Server, token: str = "") -> Said:
+        settings = ["silent", "show-error", f'cacert = "{server.authority}"', r'write-out = "\n%{http_code}\n%{header_json}"']
+        (self._home / ".curlrc").write_text("\n".join(settings))
+        environment = {"PATH": os.environ["PATH"], "CURL_HOME": str(self._home), "YOUR_ACCESS_TOKEN": token}
+        script = line.replace("HOST", f"127.0.0.1:{server.port}")
+        done = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+        body, status, headers = done.stdout.split("\n", 2)
+        return Said(int(status), json.loads(headers), json.loads(body))
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,9 @@
 
 import base64
 import json
-import os
-import shutil
-import subprocess
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 import pytest
 from harness import Server
@@ -17,6 +13,8 @@ from plans import (
     ASKED,
     GOOD,
     SEARCH,
+    SEED,
+    Curl,
     change,
     every_worker,
     issue_token,
@@ -37,44 +35,10 @@ ROTATED = (401, "credential_rotated")
 ELSEWHERE = (401, "wrong_environment")
 MISMATCH = (401, "partner_mismatch")
 
-# As it is published, but for the address of the API and for the token, which the shell puts in.
-SEED = """curl -X POST https://HOST/api/v2/Partners/PlansSearchAsync/VIN \\
--H "Authorization: Bearer $YOUR_ACCESS_TOKEN" \\
--H "Content-Type: application/json" \\
--d '{
-"searchCriteria": {
-"vin": "1HGBH41JXMN109186",
-"mileage": 55555,
-"stateShortName": "TX"
-}
-}'"""
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a curl line has printed: status, headers by lower-case name, body."""
-
-    status: int
-    headers: dict[str, list[str]]
-    body: Any
-
 
 @pytest.fixture
 def curl(tmp_path):
-    """Runs curl lines in a shell, as they are written. What they do not say, whom to trust, stands in curl's own settings."""
-    assert shutil.which("curl"), "curl is needed: the published example is a curl command"
-
-    def run(line, server, token=""):
-        settings = ["silent", "show-error", f'cacert = "{server.authority}"', r'write-out = "\n%{http_code}\n%{header_json}"']
-        (tmp_path / ".curlrc").write_text("\n".join(settings))
-        environment = {"PATH": os.environ["PATH"], "CURL_HOME": str(tmp_path), "YOUR_ACCESS_TOKEN": token}
-        script = line.replace("HOST", f"127.0.0.1:{server.port}")
-        done = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=False, timeout=60)
-        assert done.returncode == 0, done.stderr
-        body, status, headers = done.stdout.split("\n", 2)
-        return Said(int(status), json.loads(headers), json.loads(body))
-
-    return run
+    return Curl(tmp_path)
 
 
 @pytest.fixture
