@@ -152,10 +152,14 @@ class MalformedJson(Fault):
 
 
 class BodyTooLarge(Fault):
-    """The body is over the limit."""
+    """The body is over the limit, which is in bytes."""
 
     code = "body_too_large"
-    detail = "The body is larger than 64 KiB."
+    detail = "The body is larger than is taken."
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.detail = f"The body is larger than {limit:,} bytes."  # type: ignore[misc]  # of this one only
 
 
 class UnsupportedMediaType(Fault):

@@ -205,7 +205,7 @@ class Gate:
             if not length.isdigit():
                 raise MalformedRequest
             if int(length[:18]) > self._body_limit:
-                raise BodyTooLarge
+                raise BodyTooLarge(self._body_limit)
         body = await _collect(receive, self._body_limit)
         if body and not is_json:
             raise UnsupportedMediaType
@@ -222,7 +222,7 @@ async def _collect(receive: Receive, limit: int) -> bytes:
             raise MalformedRequest  # not the same as an empty body, which may be a whole request
         body += message.get("body", b"")
         if len(body) > limit:
-            raise BodyTooLarge
+            raise BodyTooLarge(limit)
         if not message.get("more_body"):
             return bytes(body)
 

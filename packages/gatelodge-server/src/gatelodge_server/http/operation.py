@@ -150,14 +150,14 @@ async def read_body(call: Call, receive: Receive) -> bytes:
     """The whole body. Raises ``BodyTooLarge`` as soon as it is known to be."""
     length = call.header(b"content-length")
     if length is not None and (not length.isdigit() or int(length) > BODY_MAX):
-        raise BodyTooLarge
+        raise BodyTooLarge(BODY_MAX)
     message = await receive()
     if message["type"] == "http.disconnect":
         raise MalformedRequest  # not the same as an empty body, which may be a whole request
     data: bytes = message.get("body", b"")
     if not message.get("more_body"):
         if len(data) > BODY_MAX:
-            raise BodyTooLarge
+            raise BodyTooLarge(BODY_MAX)
         return data
     parts = bytearray(data)
     while message.get("more_body"):
@@ -166,7 +166,7 @@ async def read_body(call: Call, receive: Receive) -> bytes:
             raise MalformedRequest
         parts += message.get("body", b"")
         if len(parts) > BODY_MAX:
-            raise BodyTooLarge
+            raise BodyTooLarge(BODY_MAX)
     return bytes(parts)
 
 
