@@ -46,16 +46,16 @@ def started(tmp_path):
         process.stderr.close()
 
 
-def test_the_three_commands_that_serve_prints_work_when_they_are_pasted(started, tmp_path):
-    process = started("--port", "0")
+def test_the_commands_that_serve_prints_work_when_they_are_pasted(started, tmp_path):
+    process = started("--port", "0", "--sample-api")
     printed = []
-    while not printed or "/companies" not in printed[-1]:
+    while not printed or "PlansSearchAsync" not in printed[-1]:
         line = process.stdout.readline()
         assert line, process.stderr.read()
         printed.append(line)
     assert re.match(r"Gatelodge \(uat\) is up: https://localhost:\d+ ", printed[0])
-    commands = [line.strip() for line in printed if re.match(r"  (KEY=|JWT=|curl )", line)]
-    assert len(commands) == 3
+    commands = [line.strip() for line in printed if re.match(r"  (KEY=|JWT=|TOKEN=|curl )", line)]
+    assert len(commands) == 5
     bash = shutil.which("bash")
     assert bash
     assert shutil.which("curl"), "curl is needed: the printed commands are for it"
@@ -69,7 +69,9 @@ def test_the_three_commands_that_serve_prints_work_when_they_are_pasted(started,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"companies": [], "nextCursor": None}
+    companies, _, plans = done.stdout.partition("}")
+    assert json.loads(companies + "}") == {"companies": [], "nextCursor": None}
+    assert json.loads(plans)["plans"]
     data = tmp_path / "gatelodge-data"
     assert (data / "master.key").stat().st_mode & 0o777 == 0o600
     assert (data / "tls" / "server.key").stat().st_mode & 0o777 == 0o600

@@ -283,8 +283,6 @@ def _announce(started: Started) -> None:
     where = "" if settings.data == Path(OPTIONS["data"].default) else f" --data {shlex.quote(str(settings.data))}"
     if settings.database != settings.data / "gatelodge.db":
         where += f" --database sqlite:///{shlex.quote(str(settings.database))}"
-    if settings.environment != OPTIONS["environment"].default:
-        where += f" --environment {settings.environment}"
     trust = f"--cacert {shlex.quote(str(certificate.authority))} " if certificate and certificate.authority else ""
     json_field = r"""sed 's/.*"%s": *"\([^"]*\)".*/\1/'"""
     say = Console(soft_wrap=True, highlight=False, markup=False, emoji=False).print
@@ -298,6 +296,14 @@ def _announce(started: Started) -> None:
         f"-d '{{\"apiKey\":\"'$KEY'\"}}' | {json_field % 'jwt'})"
     )
     say(f'  curl {trust}{settings.public_url}/companies -H "R-Auth: $JWT"\n')
+    if settings.sample_api == "on":
+        say("And to the sample API behind the gate:\n")
+        say(f"  TOKEN=$({program} token issue acme-motors --json{where} | {json_field % 'token'})")
+        say(
+            f"  curl {trust}-X POST {settings.public_url}/api/v2/Partners/PlansSearchAsync/VIN "
+            '-H "Authorization: Bearer $TOKEN" -H "Content-Type: application/json" '
+            """-d '{"searchCriteria":{"vin":"1HGBH41JXMN109186","mileage":55555,"stateShortName":"TX"}}'\n"""
+        )
     sys.stdout.flush()
 
 
