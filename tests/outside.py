@@ -134,7 +134,7 @@ def problem(answer: httpx2.Response) -> dict[str, Any]:
     assert answer.headers["content-type"] == "application/problem+json", answer.text
     body = answer.json()
     required = {"type", "title", "status", "detail", "code", "requestId"}
-    assert required <= set(body) <= required | {"errors"}, body
+    assert required <= set(body) <= required | {"errors", "violated-policies"}, body
     assert body["status"] == answer.status_code
     assert body["requestId"] == answer.headers["x-request-id"]
     assert answer.headers["cache-control"] == "no-store"
