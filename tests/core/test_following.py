@@ -1,6 +1,7 @@
 """Following changes over real files: two nodes on one database, a bell between them, and everything that goes wrong with it."""
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
@@ -364,6 +365,8 @@ async def test_who_goes_away_does_not_end_the_reading_of_the_others(follower, li
 
 
 async def test_a_reading_that_everybody_has_left_is_finished_and_its_fault_is_nobodys(follower, line, other_driver, told):
+    complaints = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
     for is_cut in (True, False):
         await change(other_driver, "acme-motors")
         holding = line.hold()
@@ -378,7 +381,10 @@ async def test_a_reading_that_everybody_has_left_is_finished_and_its_fault_is_no
             holding.set_result(None)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
+        del holding, asking
+        gc.collect()
     assert told == steps("acme-motors", "acme-motors")
+    assert complaints == []
 
 
 # --- All the while ---
