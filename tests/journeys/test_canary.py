@@ -1,7 +1,9 @@
 """R69: after everything that can be done, no secret that was given out stands in a file or a log. R70: what is logged."""
 
 import base64
+import hashlib
 import json
+import re
 import sqlite3
 import urllib.parse
 from datetime import datetime
@@ -9,7 +11,26 @@ from pathlib import Path
 
 import pytest
 from harness import Server, run_command
-from outside import RFC3339, ask, command, company, connect, fresh, log_in, outcome, r_auth, refresh
+from outside import (
+    REGISTER,
+    RFC3339,
+    ask,
+    bearer,
+    code_for,
+    command,
+    company,
+    connect,
+    fresh,
+    log_in,
+    mails_to,
+    outcome,
+    r_auth,
+    refresh,
+    register,
+    until,
+)
+from plans import judged
+from plans import search as search_plans
 
 from gatelodge.wire import checksum
 
@@ -168,6 +189,138 @@ def test_r69_no_secret_stands_in_a_file_or_a_log(tmp_path):  # noqa: PLR0915 - o
     assert kept == []
     assert len(found) >= 1, "the search does not even find the master key where it belongs"
     assert len(heard.secrets) > 15
+
+
+# --- the same of tokens, codes and keys of the first seed -----------------------------------------------------------------
+
+
+def disguises_of_code(code: str, address: str) -> dict[str, re.Pattern[bytes]]:
+    """How a code could stand somewhere. Six digits are found by chance, so they count only where they are a word."""
+    word = re.compile(rb"(?<![0-9A-Za-z])%b(?![0-9A-Za-z])" % code.encode())
+    plain = {
+        "hex": code.encode().hex(),
+        "base64": base64.b64encode(code.encode()).decode(),
+        "with its address": f"{address}\n{code}",
+    }
+    digests = {
+        f"{name} of {what}": getattr(hashlib, name)(text.encode()).digest()
+        for name in ("md5", "sha1", "sha256", "sha512")
+        for what, text in (
+            ("the code", code),
+            ("code and address", f"{code}{address}"),
+            ("address and code", f"{address}{code}"),
+        )
+    }
+    found = {how: re.compile(re.escape(text.encode())) for how, text in plain.items()}
+    found |= {how: re.compile(re.escape(digest)) for how, digest in digests.items()}
+    found |= {f"{how} in hex": re.compile(digest.hex().encode(), re.IGNORECASE) for how, digest in digests.items()}
+    found["utf-16"] = re.compile(rb"(?<!\d\0)" + re.escape(code.encode("utf-16-le")))
+    return {"a word": word, **found}
+
+
+def search_codes(files: dict[str, bytes], codes: dict[str, str]) -> list[tuple[str, str]]:
+    """In which disguise any of the codes (by code: its address) stands, and where."""
+    return [
+        (how, name)
+        for code, address in codes.items()
+        for how, pattern in disguises_of_code(code, address).items()
+        for name, content in files.items()
+        if pattern.search(content)
+    ]
+
+
+def test_r69_the_search_finds_a_code_in_every_disguise():
+    for how, planted in {
+        "a word": b'"verificationCode":"314159"',
+        "hex": b"x'333134313539'",
+        "base64": b"?MzE0MTU5?",
+        "with its address": b"a@b.example\n314159",
+        "sha256 of the code": b"?" + hashlib.sha256(b"314159").digest(),
+        "sha1 of address and code in hex": hashlib.sha1(b"a@b.example314159").hexdigest().upper().encode(),
+        "utf-16": "code: 314159".encode("utf-16-le"),
+    }.items():
+        assert how in {found for found, _ in search_codes({"file": planted}, {"314159": "a@b.example"})}
+    assert search_codes({"file": b"at 1314159265359, id a314159f"}, {"314159": "a@b.example"}) == []
+
+
+def test_r69_no_access_token_no_code_and_no_registered_key_stands_in_a_file_or_a_log(tmp_path):  # noqa: PLR0915 - one long day
+    data, heard, codes, said = tmp_path / "data", Teller(), {}, []
+
+    def run(*args):
+        done = command(*args, data=data)
+        said.append(done.stderr)
+        return json.loads(done.stdout) if "--json" in args else done.stdout
+
+    def verify(to, code):
+        return client.post(f"{REGISTER}/Verify", json={"contactEmail": to, "verificationCode": code})
+
+    with Server(data, "--sample-api", "--workers", "2") as server, server.client() as client:
+        # Access tokens: issued, used, rotated, revoked.
+        added = run("partner", "add", "Canary", "--email", "a@b.example", "--json")
+        key = heard.keep("partner key", added["apiKey"])
+        issued = run("token", "issue", added["partnerId"], "--json")
+        rotated = run("token", "rotate", issued["tokenId"], "--overlap", "1h", "--json")
+        tokens = [heard.keep("access token", each["token"]) for each in (issued, rotated)]
+        assert [judged(client, token) for token in tokens] == [(200, None)] * 2
+        run("token", "revoke", issued["tokenId"])
+        assert judged(client, tokens[0], r_auth) == (401, "credential_revoked")
+        run("token", "list", added["partnerId"])
+        run("token", "show", issued["tokenId"])
+
+        # Registration: a key for a code, the answer once more, a new key for another code, two rotations.
+        to = f"{fresh('dev')}@canary.example"
+        code = code_for(server, client, to)
+        codes[code] = to
+        made = verify(to, code).json()
+        assert verify(to, code).json() == made
+        codes[again := code_for(server, client, to)] = to
+        recovered = verify(to, again).json()
+        sealed = {"Idempotency-Key": heard.keep("idempotency key", fresh("0123456789-idempotency-"))}
+        answers = [client.post(f"{REGISTER}/Rotate", headers={**bearer(recovered["apiKey"]), **sealed}) for _ in range(2)]
+        assert answers[0].json() == answers[1].json()
+        last = client.post(f"{REGISTER}/Rotate", json={"overlapSeconds": 60}, headers=bearer(answers[0].json()["apiKey"]))
+        for each in (made, recovered, answers[0].json(), last.json()):
+            heard.keep("registered key", each["apiKey"])
+        assert client.get(f"{REGISTER}/Usage", headers=bearer(last.json()["apiKey"])).status_code == 200
+        pending = f"{fresh('dev')}@canary.example"
+        codes[code_for(server, client, pending)] = pending
+        assert len(codes) == 3
+
+        # Each of them, once more, everywhere where it does not belong.
+        for secret in [*heard.secrets.values(), *codes]:
+            judged(client, secret)
+            search_plans(client, secret + "x", r_auth)
+            search_plans(client, tokens[1], partner=secret)
+            search_plans(client, tokens[1], searchCriteria={"vin": secret, "mileage": 1, "zip": secret})
+            turned = client.post(f"{REGISTER}/Rotate", headers={**bearer(secret), "Idempotency-Key": secret})
+            if turned.status_code == 200:  # it belongs there after all
+                newest = heard.keep("rotated key", turned.json()["apiKey"])
+            client.post(f"{REGISTER}/Rotate", json={"overlapSeconds": secret}, headers=bearer(key))
+            client.request("DELETE", REGISTER, params={"apiKey": secret}, headers={"Referer": secret, "User-Agent": secret})
+            client.post(f"{REGISTER}/Verify", content=secret, headers={"Content-Type": "application/json"})
+            assert outcome(verify(pending, secret + " "))[0] in {401, 429}
+            register(client, secret, displayName=secret)
+            register(client, pending, agreedToTerms=False, displayName=secret, websiteUrl=secret)
+            with connect(server, tls=False) as raw:
+                raw.sendall(f"POST {REGISTER}/Verify HTTP/1.1\r\nR-Auth: {secret}\r\n\r\n{secret}".encode())
+        run("audit", "--json")
+        run("key", "list", made["partnerId"])
+        assert outcome(client.delete(REGISTER, headers=bearer(newest))) == (204, None)
+        until(lambda: len(mails_to(server, to)) == 7, "two codes, four new keys and the end have been mailed")
+
+        while_running = read_all(data, server.log_path)
+        assert {Path(name).name for name in while_running} >= {"gatelodge.db", "gatelodge.db-wal", "data.log"}
+        server.process.terminate()
+        output = server.process.stdout.read()
+        server.stop()
+    files = while_running | {f"after {name}": content for name, content in read_all(tmp_path).items()}
+    files |= {"what commands said": "".join(said).encode(), "what the server said": output.encode()}
+
+    assert search(files, heard.secrets) == []
+    assert len(heard.secrets) == 10
+    found = search_codes(files, codes)
+    assert {how for how, name in found if name.endswith(".eml")} == {"a word"}, "not even found where they belong"
+    assert [place for place in found if not place[1].endswith(".eml")] == []
 
 
 # --- what is logged -------------------------------------------------------------------------------------------------------
