@@ -1,6 +1,7 @@
 """The managed partner's way: a token that a partner manager hands over, the published call, and how the token ends."""
 
 import base64
+import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -301,7 +302,13 @@ def test_r9_no_ring_signs_for_the_other(plans_server, plans_client, managed, tok
     # What is forged with the right key is let in: nothing else is wrong with it.
     assert judged(plans_client, forged(plans_server, jwt, "session")) == GOOD
     assert judged(plans_client, forged(plans_server, jwt, "access")) == INVALID
-    assert judged(plans_client, forged(plans_server, token.text, "session")) == INVALID
+
+    # The database holds who has which text, so a forged token is refused for that alone. As if it had been issued:
+    for ring, verdict in (("access", GOOD), ("session", INVALID)):
+        text = forged(plans_server, token.text, ring)
+        statement = "UPDATE access_token SET digest = ? WHERE id = ?"
+        assert change(plans_server.data, statement, hashlib.sha256(text.encode()).digest(), token.id) == 1
+        assert judged(plans_client, text) == verdict
 
 
 # --- what a token outlives ------------------------------------------------------------------------------------------------
