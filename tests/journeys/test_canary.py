@@ -59,7 +59,8 @@ def disguises(secret: str) -> dict[str, bytes]:
 def parts(secret: str) -> list[str]:
     """The secret, and what of it is secret enough to be looked for by itself."""
     if secret.count(".") == 2:  # a JWT: its signature is what makes it one
-        return [secret, secret.rpartition(".")[2]]
+        signature = secret.rpartition(".")[2]
+        return [secret, signature, signature[:32], signature[-32:]]
     if "_pk_" in secret or "_ck_" in secret:  # the id is public, what follows is not
         return [secret, secret.rpartition("_")[2], secret.rpartition("_")[2][:30]]
     if "_rt_" in secret:
