@@ -8,6 +8,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -237,15 +238,52 @@ def test_a_flag_goes_before_a_variable_and_that_before_the_file(tmp_path):
     assert environment("flag", "--environment", "fromflag", GATELODGE_ENVIRONMENT="fromvariable") == "fromflag"
 
 
-def test_a_database_is_of_one_environment_and_commands_know_which(tmp_path):
-    def add(*args):
-        return command("partner", "add", "X", "--email", "a@b.example", "--json", *args, data=tmp_path)
+def add(data, *args, **environ):
+    return command("partner", "add", "X", "--email", "a@b.example", "--json", *args, data=data, environ=environ)
 
-    assert add("--environment", "production").exit_code == 0
-    refused = add("--environment", "uat")
+
+@pytest.mark.parametrize(
+    ("mine", "yours"),
+    [
+        ({"GATELODGE_ENVIRONMENT": "production"}, {"GATELODGE_ENVIRONMENT": "uat"}),
+        ({"GATELODGE_BRAND": "acme"}, {"GATELODGE_BRAND": "zenith"}),
+        ({"GATELODGE_AUDIENCE": "plans"}, {"GATELODGE_AUDIENCE": "loans"}),
+    ],
+    ids=["environment", "brand", "audience"],
+)
+def test_a_database_has_credentials_of_one_marking_and_commands_know_which(tmp_path, mine, yours):
+    first = json.loads(add(tmp_path, **mine).stdout)["apiKey"].split("_")[:2]
+    refused = add(tmp_path, **yours)
     assert refused.exit_code == 1
-    assert "is of the environment production" in refused.stderr
-    assert json.loads(add().stdout)["apiKey"].split("_")[1] == "production"
+    assert f"of the {next(iter(mine)).removeprefix('GATELODGE_').lower()} {next(iter(mine.values()))}, not" in refused.stderr
+    assert json.loads(add(tmp_path).stdout)["apiKey"].split("_")[:2] == first
+
+
+def test_a_look_at_an_empty_directory_binds_it_to_nothing(tmp_path):
+    assert command("partner", "list", data=tmp_path).exit_code == 0
+    assert json.loads(add(tmp_path, "--environment", "production").stdout)["apiKey"].split("_")[1] == "production"
+
+
+def test_a_token_that_was_issued_before_the_first_start_is_good_wherever_the_server_then_listens(tmp_path):
+    data = tmp_path / "data"
+    token = ask("token", "issue", add_partner(data).id, data=data)["token"]
+    with Server(data, "--sample-api", public_url="https://elsewhere.example") as server, server.client() as client:
+        answer = client.get("/api/v2/Partners/nowhere", headers={"Authorization": f"Bearer {token}"})
+        assert answer.status_code == 404  # past the gate: the API knows no such path
+
+
+def test_two_servers_on_one_database_take_what_the_other_issues(tmp_path):
+    data = tmp_path / "data"
+    partner = add_partner(data)
+    with Server(data, "--sample-api", public_url="https://one.example") as one:
+        two = Server(data, "--sample-api", public_url="https://two.example")
+        with two, one.client() as of_one, two.client() as of_two:
+            credentials = [log_in(client, partner.key)["jwt"] for client in (of_one, of_two)]
+            credentials.append(ask("token", "issue", partner.id, data=data)["token"])
+            for client in (of_one, of_two):
+                for credential in credentials:
+                    headers = {"Authorization": f"Bearer {credential}"}
+                    assert client.get("/api/v2/Partners/nowhere", headers=headers).status_code == 404
 
 
 def test_tokens_are_issued_under_the_url_of_the_server_and_outlive_its_change(tmp_path):
@@ -325,6 +363,21 @@ def test_the_doctor_finds_a_master_key_that_is_another_deployments(patient, tmp_
     add_partner(tmp_path / "other")
     shutil.copy(tmp_path / "other" / "master.key", patient / "master.key")
     assert "master key" in examine(patient)["signing keys"]
+
+
+@pytest.mark.parametrize(
+    ("instants", "is_needed"), [("1, 0, 1, NULL", False), ("1, 0, NULL, NULL", True), ("1, NULL, NULL, NULL", True)]
+)
+def test_only_keys_that_sign_or_will_sign_must_open_for_a_start_and_for_the_doctor(patient, instants, is_needed):
+    with closing(sqlite3.connect(patient / "gatelodge.db")) as database, database:
+        database.execute(
+            "INSERT INTO signing_key (kid, jwk, purpose, wrapped, published_at, signs_from, signs_until, gone_at)"
+            f"SELECT 'sealed-elsewhere', jwk, 'access', X'0102030405', {instants} FROM signing_key LIMIT 1"
+        )
+    assert ("master key" in examine(patient).get("signing keys", "")) is is_needed
+    listed = command("partner", "list", data=patient)
+    assert ("another master key" in listed.output) is is_needed
+    assert listed.exit_code == (1 if is_needed else 0)
 
 
 def test_the_doctor_finds_an_old_schema_and_leaves_it_alone(patient):

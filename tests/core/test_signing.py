@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import sqlite3
+from contextlib import closing
 
 import pytest
 from backends import SqliteBackend
@@ -351,8 +353,52 @@ async def test_the_private_half_is_stored_sealed_and_opens_only_as_itself(lodge)
         monotonic=lodge.monotonic,
         jwt_ttl=DAY,
     )
-    with pytest.raises(ValueError, match="master key"):
+    with pytest.raises(Unavailable):
         await stranger.signer(START)
+
+
+async def test_a_key_sealed_under_a_newer_master_key_verifies_and_is_published_and_only_what_it_would_sign_is_refused(lodge):
+    """A command reads a new line of `master.key` at once, a running server does not."""
+    old, new, unopened = os.urandom(32), os.urandom(32), []
+
+    def ring_of(*masters):
+        return SigningKeys(
+            purpose=KeyPurpose.SESSION,
+            store=lodge.store,
+            sealer=Vault(MasterKeys(masters), os.urandom),
+            clock=lodge.clock,
+            monotonic=lodge.monotonic,
+            jwt_ttl=DAY,
+            on_unopened=unopened.append,
+        )
+
+    async def turn(command, server):
+        lodge.clock.forward(MINUTE)
+        rotated = await command.rotate(by="test")
+        lodge.clock.now = rotated.signs_from
+        lodge.monotonic.now += RING_MAX_AGE
+        assert {jwk["kid"] for jwk in await server.key_set()} >= {rotated.kid}
+        assert (await server.find_async(rotated.kid)).kid == rotated.kid
+        return rotated.kid
+
+    with closing(sqlite3.connect(lodge.backend.path)) as database, database:
+        database.execute("DELETE FROM signing_key WHERE purpose = 'session'")
+    await ring_of(old).establish()
+    server, command = ring_of(old), ring_of(new, old)
+    first = (await server.signer(lodge.clock.now)).kid
+    second = await turn(command, server)
+    assert (await server.signer(lodge.clock.now)).kid == second
+    third = await turn(command, server)
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            await server.signer(lodge.clock.now)
+    assert (await command.signer(lodge.clock.now)).kid == third
+    assert unopened == [third]
+    # The old line has gone: what it sealed verifies still.
+    restarted = ring_of(new)
+    assert (await restarted.signer(lodge.clock.now)).kid == third
+    for kid in (first, second):
+        assert (await restarted.find_async(kid)).kid == kid
 
 
 async def test_the_next_reading_begins_before_anybody_has_to_wait_for_it(lodge):

@@ -66,7 +66,6 @@ class _Issuance(TypedDict):
     issuer: str
     audience: str
     other_issuers: frozenset[str]
-    former_issuers: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,15 @@ def assemble(
     store = store_of(settings)
     credentials = Credentials(store=store, clock=clock, entropy=entropy, brand=settings.brand, environment=settings.environment)
     signing_keys, access_keys = (
-        SigningKeys(purpose=purpose, store=store, sealer=vault, clock=clock, monotonic=time.monotonic, jwt_ttl=jwt_ttl)
+        SigningKeys(
+            purpose=purpose,
+            store=store,
+            sealer=vault,
+            clock=clock,
+            monotonic=time.monotonic,
+            jwt_ttl=jwt_ttl,
+            on_unopened=_log_unopened,
+        )
         for purpose, jwt_ttl in ((KeyPurpose.SESSION, settings.lifetimes.jwt_ttl), (KeyPurpose.ACCESS, None))
     )
     refresh_tokens = RefreshTokens(
@@ -207,13 +214,15 @@ def transport_of(settings: Settings, password: Secret | None, show: Callable[[st
 
 
 def _issuance(settings: Settings) -> _Issuance:
-    others = settings.other_issuers - {settings.public_url}
     return {
         "issuer": settings.public_url,
         "audience": settings.audience,
-        "other_issuers": others,
-        "former_issuers": settings.former_issuers - others,
+        "other_issuers": settings.other_issuers - {settings.public_url},
     }
+
+
+def _log_unopened(kid: str) -> None:
+    log.error("signing_key_unopened", kid=kid)
 
 
 def _log_purge(count: int) -> None:
@@ -270,6 +279,7 @@ async def at_work(lodge: Lodge) -> AsyncIterator[None]:
     Whoever puts a gate of this deployment into an application of their own enters it for as long as that runs; afterwards
     everything that was begun is finished and the store is let go.
     """
+    await lodge.store.note_issuer(lodge.settings.public_url, now=lodge.clock())
     await lodge.signing_keys.establish()
     await lodge.access_keys.establish()
     housekeeping = Housekeeping(store=lodge.store, clock=lodge.clock, on_purged=_log_purge, on_mistake=_log_mistake)

@@ -1,19 +1,20 @@
 """What a start needs and does not find is made here, and what it finds is held to what was there before.
 
-The database knows which environment it is of, and under which names (`iss`) its tokens were issued. So a command beside a
-server needs to be told neither, and tokens without expiry outlive a change of the public URL.
+The database knows what its credentials are marked with (environment, brand, audience), and under which names (`iss`) tokens
+were issued. So a command beside a server needs to be told neither, and tokens without expiry outlive a change of the URL.
 """
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from gatelodge_server.core.secrets import Secret
-from gatelodge_server.settings import Settings
-from gatelodge_server.store.deployment import environment_of, list_issuers, note_issuer
+from gatelodge_server.settings import Settings, default_audience
+from gatelodge_server.store.deployment import Marking, find_issuer, find_marking, settle_marking
 from gatelodge_server.store.migrate import SchemaTooNew, upgrade
 from gatelodge_server.store.signing import list_signing_keys
 from gatelodge_server.store.sqlite import UPGRADE_TIMEOUT, sqlite_engine
@@ -68,26 +69,33 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Settings:
 
 
 def _as_known(engine: Engine, settings: Settings) -> Settings:
+    """The settings, where nobody states another, as the database knows the deployment."""
+    stated = {name: getattr(settings, name) for name in Marking._fields if settings.states(name)}
     with engine.begin() as connection:
-        environment = environment_of(connection, settings.environment)
-        issuers = list_issuers(connection)
-    if environment != settings.environment and settings.states("environment"):
-        raise StartFault(f"{settings.database} is of the environment {environment}: each environment has a database of its own")
-    return settings.known_as(environment, issuers)
+        before = find_marking(connection) or Marking(settings.environment, settings.brand, settings.audience)
+        wanted = before._replace(**stated)
+        if "audience" not in stated and before.audience == default_audience(before.environment):
+            wanted = wanted._replace(audience=default_audience(wanted.environment))
+        known = settle_marking(connection, wanted)
+        issuer = find_issuer(connection)
+    for name, value in stated.items():
+        if getattr(known, name) != value:
+            raise StartFault(
+                f"{settings.database} has credentials of the {name} {getattr(known, name)}, not {value}: "
+                "each environment, brand and audience has a database of its own"
+            )
+    public_url = issuer if issuer is not None and not settings.states("public_url") else settings.public_url
+    return replace(settings, **known._asdict(), public_url=public_url)
 
 
-def note_start(settings: Settings) -> None:
-    """A server is about to serve: let commands and later starts know under which name it issues tokens.
-
-    Raises ``StartFault``, also if partners were to be registered into a tier that is not there.
-    """
-    engine = sqlite_engine(settings.database)
+def check_registration_tier(settings: Settings) -> None:
+    """Raise ``StartFault`` if partners were to be registered into a tier that is not there."""
+    engine = sqlite_engine(settings.database, begin="BEGIN")
     try:
         with engine.begin() as connection:
             tiers = [tier.name for tier in list_tiers(connection)]
-            note_issuer(connection, settings.public_url, system_clock())
     except DBAPIError as fault:
-        raise StartFault(f"{settings.database} cannot be written: {fault.orig}") from fault
+        raise StartFault(f"{settings.database} cannot be read: {fault.orig}") from fault
     finally:
         engine.dispose()
     if settings.registration == "on" and settings.registration_tier not in tiers:
@@ -95,9 +103,10 @@ def note_start(settings: Settings) -> None:
 
 
 def _try_master_keys(engine: Engine, keys: MasterKeys) -> None:
+    """Open what signs or will sign. What is only verified with needs no private half, so its master key may be gone."""
     vault, now = Vault(keys, system_entropy), system_clock()
     with engine.connect() as connection:
-        wrapped = [(key.kid, key.wrapped) for key in list_signing_keys(connection) if key.state(now) != "gone"]
+        wrapped = [(key.kid, key.wrapped) for key in list_signing_keys(connection) if key.state(now) in {"current", "next"}]
     try:
         for kid, sealed in wrapped:
             vault.open(sealed, label=b"signing-key:" + kid.encode("ascii"))

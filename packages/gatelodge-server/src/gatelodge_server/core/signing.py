@@ -14,6 +14,9 @@ key that gets out of one ring makes no token of the other kind. An access token 
 Every node reads the keys from the store and keeps them for at most ``RING_MAX_AGE``, and no longer than until it hears of a
 change (``SigningKeys.hear``); a reading that fails is a 503 and never an old key trusted for longer. The other two files:
 ``store/signing.py``, ``http/metadata.py``.
+
+A private half is taken out of its seal when it is to sign, not before. So keys that are sealed under a master key that this
+process does not have are verified with and published all the same; only what they would have to sign is a 503.
 """
 
 import asyncio
@@ -117,7 +120,6 @@ class _Ring:
     """The keys as they were read at one moment."""
 
     keys: Sequence[SigningKey]
-    private: Mapping[str, PrivateKey]
     public: Mapping[str, VerificationKey]
     read_at: float
 
@@ -137,6 +139,7 @@ class SigningKeys:
     """One ring: signs what is of its purpose, and tells others what to verify that with.
 
     ``jwt_ttl`` is how long the longest-lived token lives that it signs; ``None`` for tokens that do not expire.
+    ``on_unopened`` is told, once for each key, the `kid` of a key that is to sign and cannot be opened.
     """
 
     def __init__(
@@ -148,6 +151,7 @@ class SigningKeys:
         clock: Clock,
         monotonic: Callable[[], float],
         jwt_ttl: Duration | None,
+        on_unopened: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._purpose = purpose
         self._store = store
@@ -155,22 +159,29 @@ class SigningKeys:
         self._clock = clock
         self._monotonic = monotonic
         self._life = None if jwt_ttl is None else jwt_ttl + GRACE
+        self._on_unopened = on_unopened
         self._ring: _Ring | None = None
+        self._private: dict[str, PrivateKey] = {}
+        """Those that have signed and are not gone."""
+        self._unopened: set[str] = set()
         self._reading: asyncio.Task[_Ring] | None = None
 
     async def signer(self, now: Instant) -> Signer:
-        """What signs at ``now``. Asked for before a decision, so that what was decided can be told. Raises ``Unavailable``."""
+        """What signs at ``now``. Asked for before a decision, so that what was decided can be told. Raises ``Unavailable``.
+
+        Also for a key that is sealed under another master key: a command that reads the key file anew has rotated to it.
+        """
         ring = await self._fresh_ring()
         for key in ring.keys:
             if key.state(now) == "current":
-                return Signer(key.kid, ring.private[key.kid])
+                return self._signer_of(key)
         # The clock has been set back behind the day on which the first key began to sign. Nobody is shut out for that: the
         # first key it is. One that was told nothing yet (`signs_from`) may not be known to every cache.
         known = [key for key in ring.keys if key.signs_from is not None and key.state(now) == "next"]
         if not known:
             raise Unavailable
         first = min(known, key=lambda key: key.signs_from or 0)
-        return Signer(first.kid, ring.private[first.kid])
+        return self._signer_of(first)
 
     def find(self, kid: str) -> VerificationKey | None:
         """Not without the store: a ``Verifier`` over these keys is to be asked with ``verify_async``."""
@@ -255,17 +266,16 @@ class SigningKeys:
     async def _read_ring(self) -> _Ring:
         read_at = self._monotonic()  # before the reading: what is written during it may not be in it
         now = self._clock()
-        # What is gone may be sealed under a master key that is gone too.
         keys = [key for key in await self.list_keys() if key.state(now) != "gone"]
-        old = self._ring or _Ring((), {}, {}, read_at)
+        old = self._ring or _Ring((), {}, read_at)
         ring = _Ring(
             keys,
-            {key.kid: old.private.get(key.kid) or self._unwrap(key) for key in keys},
             {key.kid: old.public.get(key.kid) or VerificationKey.from_jwk(json.loads(key.jwk)) for key in keys},
             read_at,
         )
         if self._reading is asyncio.current_task():
             self._ring = ring
+            self._private = {key.kid: self._private[key.kid] for key in keys if key.kid in self._private}
         return ring
 
     def _make(self, now: Instant) -> SigningKey:
@@ -275,8 +285,18 @@ class SigningKeys:
         wrapped = self._sealer.seal(private_key_to_bytes(private), label=_label(kid))
         return SigningKey(kid, json.dumps(jwk, separators=(",", ":")), wrapped, published_at=now, purpose=self._purpose)
 
-    def _unwrap(self, key: SigningKey) -> PrivateKey:
-        return private_key_from_bytes(self._sealer.open(key.wrapped, label=_label(key.kid)))
+    def _signer_of(self, key: SigningKey) -> Signer:
+        private = self._private.get(key.kid)
+        if private is None:
+            try:
+                opened = self._sealer.open(key.wrapped, label=_label(key.kid))
+            except ValueError:
+                if key.kid not in self._unopened:
+                    self._unopened.add(key.kid)
+                    self._on_unopened(key.kid)
+                raise Unavailable from None
+            private = self._private[key.kid] = private_key_from_bytes(opened)
+        return Signer(key.kid, private)
 
 
 def _label(kid: str) -> bytes:
