@@ -115,6 +115,15 @@ def test_every_kind_says_what_happened_when_where_and_what_to_do_if_it_was_not_y
     assert parsed(letter)["Subject"].isascii()
 
 
+@pytest.mark.parametrize("kind", [kind for kind in MailKind if "isLast" in FACTS[kind]])
+def test_the_last_notice_of_the_hour_says_that_no_more_is_told(kind):
+    told = filled(kind)
+    for part in parts(compose(a_mail(kind, facts={**told, "isLast": "yes"}))):
+        assert "last mail about such things in this hour" in part
+    for part in parts(compose(a_mail(kind, facts={name: fact for name, fact in told.items() if name != "isLast"}))):
+        assert "last mail" not in part
+
+
 @pytest.mark.parametrize("kind", list(MailKind))
 def test_every_kind_has_facts_a_subject_and_two_templates(kind):
     assert kind in FACTS

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+from collections import Counter
 
 import pytest
 from given import (
@@ -69,6 +70,14 @@ async def test_the_oldest_are_claimed_first_and_no_more_than_asked_for(queue, cl
     assert ids(await claim(now=START + 9, limit=3)) == ids(oldest[:3])
     assert ids(await claim(now=START + 9, limit=3)) == ids(oldest[3:])
     assert await claim(now=START + 9, limit=3) == []
+
+
+async def test_r64_codes_are_claimed_before_whatever_else_waits_however_long(queue, claim):
+    codes = (MailKind.VERIFICATION, MailKind.RECOVERY)
+    notices = await queue(*(a_mail(kind, expires_at=START + WEEK) for kind in MailKind if kind not in codes))
+    newer = await queue(*(a_mail(kind, created_at=START + SECOND) for kind in codes))
+    assert ids(await claim(now=START + SECOND, limit=2)) == ids(newer)
+    assert set(ids(await claim(now=START + SECOND))) == set(ids(notices))
 
 
 @pytest.mark.parametrize("offset", AROUND)
@@ -181,6 +190,50 @@ async def test_r66_the_owner_is_told_once_that_a_key_was_rotated(store, key, cla
         "endsAt": str(START + HOUR),
     }
     assert notice.sealed is None
+
+
+@pytest.fixture
+def roll(store):
+    """Rotate a key so many times, and say which key it is then."""
+
+    async def roll(key, times, *, now=START):
+        for _ in range(times):
+            newer = a_key(key.partner_id)
+            assert isinstance(await store.roll_key(key.id, newer, ends_at=now, now=now, by="test"), Done)
+            key = newer
+        return key
+
+    return roll
+
+
+@pytest.mark.parametrize("offset", AROUND)
+async def test_an_owner_is_told_five_times_an_hour_and_the_fifth_says_that_it_is_the_last(key, claim, roll, offset):
+    last = await roll(key, 7)
+    told = await claim()
+    assert [mail.facts.get("isLast") for mail in told].count("yes") == 1
+    assert (len(told), len([mail for mail in told if "isLast" in mail.facts])) == (5, 1)
+    await roll(last, 1, now=START + HOUR + offset)
+    again = [mail for mail in await claim(now=START + HOUR + offset) if mail.created_at > START]
+    assert len(again) == (0 if offset < 0 else 1)
+
+
+async def test_what_is_told_of_one_thing_or_one_partner_is_no_part_of_what_is_told_of_another(store, key, claim, roll):
+    other = a_key("other")
+    await store.add_partner(a_partner("other"), other, by="test")  # its address is the same
+    await roll(key, 7)
+    await roll(other, 7)
+    await store.set_partner_status("acme-motors", PartnerStatus.DEACTIVATED, now=START, by="test")
+    told = Counter((mail.facts["partnerId"], mail.kind) for mail in await claim())
+    rotated, deactivated = MailKind.KEY_ROTATED, MailKind.DEACTIVATED
+    assert told == {("acme-motors", rotated): 5, ("other", rotated): 5, ("acme-motors", deactivated): 1}
+
+
+async def test_of_reused_refresh_tokens_an_owner_is_told_five_times_an_hour(store, key, claim):
+    for _ in range(7):
+        session = (await store.open_session(a_login(key))).session
+        await store.advance_session(a_refresh(session, now=START + 1))
+        assert isinstance(await store.advance_session(a_refresh(session, now=START + 2)), Condemned)
+    assert [mail.kind for mail in await claim(now=START + 2)] == [MailKind.SESSION_REUSED] * 5
 
 
 async def test_r66_a_rotation_that_is_refused_tells_nobody(store, key, claim):

@@ -18,15 +18,23 @@ from gatelodge_server.core.model import DAY, MINUTE, SECOND, Duration, Instant, 
 NOTICE_TTL: Final[Duration] = 3 * DAY
 """How long a notice is worth being tried. A code is so for as long as it is good."""
 
+CODES: Final = frozenset({MailKind.VERIFICATION, MailKind.RECOVERY})
+"""The mails that hold a code. They are sent before all others."""
+
+NOTICES_AN_HOUR: Final = 5
+"""So often is a partner told of things of one kind, or whoever makes them happen could fill a mailbox and the queue."""
+IS_LAST: Final = "isLast"
+"""The fact by which the last notice of the hour says that it is; any other is without it."""
+
 FACTS: Final[Mapping[MailKind, frozenset[str]]] = {
     MailKind.VERIFICATION: frozenset({"displayName", "organizationName"}),
     MailKind.RECOVERY: frozenset({"displayName", "partnerId"}),
     MailKind.SUSPENDED: frozenset({"displayName", "partnerId"}),
-    MailKind.KEY_ROTATED: frozenset({"displayName", "partnerId", "oldKey", "newKey", "endsAt"}),
-    MailKind.KEY_RECOVERED: frozenset({"displayName", "partnerId", "newKey"}),
-    MailKind.TOKEN_ROTATED: frozenset({"displayName", "partnerId", "label", "oldToken", "newToken", "endsAt"}),
-    MailKind.SESSION_REUSED: frozenset({"displayName", "partnerId", "key", "startedAt"}),
-    MailKind.DEACTIVATED: frozenset({"displayName", "partnerId"}),
+    MailKind.KEY_ROTATED: frozenset({"displayName", "partnerId", "oldKey", "newKey", "endsAt", IS_LAST}),
+    MailKind.KEY_RECOVERED: frozenset({"displayName", "partnerId", "newKey", IS_LAST}),
+    MailKind.TOKEN_ROTATED: frozenset({"displayName", "partnerId", "label", "oldToken", "newToken", "endsAt", IS_LAST}),
+    MailKind.SESSION_REUSED: frozenset({"displayName", "partnerId", "key", "startedAt", IS_LAST}),
+    MailKind.DEACTIVATED: frozenset({"displayName", "partnerId", IS_LAST}),
 }
 """What a mail of a kind may say: no secret. A fact whose name ends in `At` is an instant in decimal; what was not said is
 empty or left out."""

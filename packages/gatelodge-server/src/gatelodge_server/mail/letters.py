@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from email_validator import EmailNotValidError, ValidatedEmail, validate_email
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from gatelodge_server.core.mails import FACTS
+from gatelodge_server.core.mails import CODES, FACTS, IS_LAST
 from gatelodge_server.core.model import MINUTE, SECOND, Instant, MailKind
 from gatelodge_server.core.ports import Mail
 from gatelodge_server.core.secrets import Secret
@@ -39,7 +39,6 @@ _SUBJECTS: Final[Mapping[MailKind, str]] = {
     MailKind.DEACTIVATED: "Your access to {host} has ended",
 }
 """Made of settings only: no fact goes into a header but the recipient's address."""
-_WITH_CODE: Final = frozenset({MailKind.VERIFICATION, MailKind.RECOVERY})
 _SAID_BY_ANYBODY: Final = frozenset({MailKind.VERIFICATION})
 _FACT_LENGTH: Final = 200
 _LINE_LENGTH: Final = 998
@@ -112,7 +111,7 @@ class Composer:
 
     def compose(self, mail: Mail, code: Secret | None) -> Letter:
         """Write a mail; the same mail gives the same letter. Raises ``Undeliverable``."""
-        if mail.kind in _WITH_CODE and code is None:
+        if mail.kind in CODES and code is None:
             raise Undeliverable("its code is gone")
         recipient = _address(mail.recipient)
         given = self._given(mail, code)
@@ -153,6 +152,7 @@ class Composer:
         at_once = int(mail.facts.get("endsAt", "0")) <= mail.created_at
         body = json.dumps({"contactEmail": mail.recipient, "verificationCode": "THE-CODE"}, ensure_ascii=False)
         return {
+            IS_LAST: "",
             **given,
             "end": "at once: it works no more" if at_once else f"{given.get('endsAt')}: until then both work",
             "code": code.reveal() if code is not None else "",

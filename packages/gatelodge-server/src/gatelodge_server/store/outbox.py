@@ -4,14 +4,15 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import Connection, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, and_, case, delete, insert, or_, select, update
 
-from gatelodge_server.core.mails import NOTICE_TTL
-from gatelodge_server.core.model import Instant, MailKind
+from gatelodge_server.core.mails import CODES, IS_LAST, NOTICE_TTL, NOTICES_AN_HOUR
+from gatelodge_server.core.model import HOUR, Instant, MailKind
 from gatelodge_server.core.ports import Deferred, GivenUp, Mail, MailOutcome
 from gatelodge_server.store.tables import AnyRow, outbox, partner
 
 _FAULT_LENGTH = 200
+_CODES_FIRST = case((outbox.c.kind.in_(sorted(kind.value for kind in CODES)), 0), else_=1)
 _MAIL = select(
     outbox.c.id,
     outbox.c.kind,
@@ -49,8 +50,15 @@ def queue_notice(
 
     To ``facts`` come `partnerId` and `displayName`. A verb has no randomness, so the id is made from what the notice is of; the
     moment is part of it because a database that was restored from a backup counts the same steps again.
+
+    Of one kind a partner is told ``NOTICES_AN_HOUR`` times in an hour, the last time with the fact ``IS_LAST``; what happens
+    more often is in the audit trail only.
     """
     row = connection.execute(select(partner.c.name, partner.c.contact_email).where(partner.c.id == partner_id)).one()
+    told = _count_recent(connection, kind, partner_id, row.contact_email, now)
+    if told >= NOTICES_AN_HOUR:
+        return
+    is_last = {IS_LAST: "yes"} if told == NOTICES_AN_HOUR - 1 else {}
     subject = f"{kind.value}\0{partner_id}\0{sequence}\0{now}".encode()
     queue_mail(
         connection,
@@ -58,7 +66,7 @@ def queue_notice(
             id=hashlib.sha256(subject).digest()[:16],
             kind=kind,
             recipient=row.contact_email,
-            facts={"partnerId": partner_id, "displayName": row.name, **facts},
+            facts={"partnerId": partner_id, "displayName": row.name, **facts, **is_last},
             sealed=None,
             created_at=now,
             expires_at=now + NOTICE_TTL,
@@ -66,11 +74,22 @@ def queue_notice(
     )
 
 
+def _count_recent(connection: Connection, kind: MailKind, partner_id: str, recipient: str, now: Instant) -> int:
+    """How often a partner was told of such a thing in the last hour. Another one with the same address counts by itself."""
+    recent = and_(outbox.c.recipient == recipient, outbox.c.created_at > now - HOUR, outbox.c.kind == kind.value)
+    facts = connection.execute(select(outbox.c.facts).where(recent)).scalars()
+    return sum(json.loads(said)["partnerId"] == partner_id for said in facts)
+
+
 def claim_mails(connection: Connection, limit: int, now: Instant, until: Instant) -> Sequence[Mail]:
-    """Take the mails that have been due for longest; until ``until`` nobody else gets them. A claim counts as an attempt."""
+    """Take the mails that have been due for longest; until ``until`` nobody else gets them. A claim counts as an attempt.
+
+    Codes go first: they die within minutes, and no number of notices may keep them waiting for that long.
+    """
     due = _MAIL.where(outbox.c.ended_at.is_(None), outbox.c.due_at <= now)
     # Nodes that claim at once pass over what the other is about to take.
-    due = due.order_by(outbox.c.due_at, outbox.c.created_at, outbox.c.id).limit(limit).with_for_update(skip_locked=True)
+    due = due.order_by(_CODES_FIRST, outbox.c.due_at, outbox.c.created_at, outbox.c.id)
+    due = due.limit(limit).with_for_update(skip_locked=True)
     mails = [_mail_of(row) for row in connection.execute(due)]
     if mails:
         claimed = update(outbox).where(outbox.c.id.in_([mail.id for mail in mails]))

@@ -163,7 +163,7 @@ class RegistrationStore(Protocol):
         ...
 
     async def claim_mails(self, *, limit: int, now: Instant, until: Instant) -> Sequence[Mail]:
-        """Mails that are due, oldest first, for this caller alone until ``until``: then they are due again."""
+        """Mails that are due, codes before the rest, for this caller alone until ``until``: then they are due again."""
         ...
 
     async def settle_mail(self, mail_id: bytes, outcome: MailOutcome, *, now: Instant) -> None:
