@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 import pytest
 from harness import run_command
-from outside import RFC3339, add_partner, ask, command, create_company, id_of, log_in, outcome, whoami
+from outside import RFC3339, add_partner, ask, bearer, command, create_company, id_of, log_in, outcome, whoami
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,8 @@ def test_an_id_that_is_given_is_taken_as_it_is_or_not_at_all(data):
 def test_keys_are_listed_rotated_and_revoked(data):
     partner = add_partner(data)
     (listed,) = ask("key", "list", partner.id, data=data)
-    assert set(listed) == {"keyId", "masked", "companyId", "status", "createdAt", "endsAt"}
+    assert set(listed) == {"keyId", "masked", "companyId", "status", "createdAt", "endsAt", "lastUsedAt"}
+    assert listed["lastUsedAt"] is None
     assert (listed["keyId"], listed["companyId"], listed["status"], listed["endsAt"]) == (partner.key_id, None, "active", None)
     assert listed["masked"] == f"gatelodge_uat_pk_{partner.key_id}_…"
 
@@ -357,6 +358,35 @@ def test_companies_are_listed_over_all_pages(server, client, partner):
     listed = ask("company", "list", partner.id, data=server.data)
     assert [company["companyId"] for company in listed] == made[::-1]
     assert all(set(company) == {"companyId", "companyName", "country", "taxNumber", "createdAt"} for company in listed)
+
+
+def test_credentials_of_holders_that_may_not_come_in_are_not_called_active(server, client):
+    partner = add_partner(server.data)
+    kept, deleted = (create_company(client, partner.key) for _ in range(2))
+    assert client.delete(f"/companies/{deleted['companyId']}", headers=bearer(partner.key)).status_code == 204
+    ended, live = (ask("token", "issue", partner.id, data=server.data)["tokenId"] for _ in range(2))
+    ask("token", "revoke", ended, data=server.data)
+
+    def check(expected):
+        keys = {key["keyId"]: key["status"] for key in ask("key", "list", partner.id, data=server.data)}
+        own, theirs = partner.key_id, (id_of(kept["apiKey"]), id_of(deleted["apiKey"]))
+        assert keys == {own: expected, theirs[0]: expected, theirs[1]: "company-deleted"}
+        listed = {token["tokenId"]: token["status"] for token in ask("token", "list", partner.id, data=server.data)}
+        assert listed == {ended: "revoked", live: expected}
+        assert [token["status"] for token in ask("token", "show", live, data=server.data)] == [expected]
+
+    check("active")
+    for verb, expected in (("suspend", "partner-suspended"), ("resume", "active"), ("deactivate", "partner-deactivated")):
+        ask("partner", verb, partner.id, data=server.data)
+        check(expected)
+
+
+def test_a_list_of_tokens_leaves_the_kid_to_programs_and_to_show(data):
+    partner = add_partner(data)
+    issued = ask("token", "issue", partner.id, data=data)["tokenId"]
+    kid = ask("token", "list", partner.id, data=data)[0]["kid"]
+    assert kid not in command("token", "list", partner.id, data=data).stdout
+    assert kid in command("token", "show", issued, data=data).stdout
 
 
 def test_a_running_server_heeds_a_command_at_once(server, client):

@@ -21,7 +21,8 @@ from gatelodge.errors import (
 )
 from gatelodge.strict import decode_base64url
 from gatelodge.tokens import TokenRules, read_unverified, verify_token
-from gatelodge_server.core.access_tokens import AccessTokens, digest_token, judge_token, token_status
+from gatelodge_server.core.access_tokens import AccessTokens, digest_token, judge_token
+from gatelodge_server.core.credentials import credential_status
 from gatelodge_server.core.housekeeping import Housekeeping
 from gatelodge_server.core.model import DAY, HOUR, SECOND, EndCause, PartnerStatus
 from gatelodge_server.core.refusals import PartnerDeactivated, PartnerNotFound, TokenEnded, TokenNotFound
@@ -175,7 +176,7 @@ async def test_r40_a_rotation_lets_the_old_version_work_for_the_overlap(lodge, a
     assert await verdict(lodge, new.text) is None
     first = await lodge.store.get_token(old.token.id)
     assert (first.rotated_at, first.ends_at) == (START + DAY, START + DAY + HOUR)
-    assert token_status(first, lodge.clock.now) == ("active" if offset < 0 else "rotated")
+    assert credential_status(first, lodge.clock.now) == ("active" if offset < 0 else "rotated")
 
 
 async def test_a_revocation_is_for_good_whatever_the_clock_says(lodge, acme):
@@ -185,7 +186,7 @@ async def test_a_revocation_is_for_good_whatever_the_clock_says(lodge, acme):
     for moved in (0, -DAY, 2 * DAY):
         lodge.clock.forward(moved)
         assert await verdict(lodge, issued.text) is CredentialRevoked
-        assert token_status(await lodge.store.get_token(issued.token.id), lodge.clock.now) == "revoked"
+        assert credential_status(await lodge.store.get_token(issued.token.id), lodge.clock.now) == "revoked"
 
 
 async def test_the_versions_of_a_token_are_told_by_any_of_them(lodge, acme):
@@ -228,7 +229,7 @@ async def test_what_cannot_be_done_says_why(lodge, acme):
 )
 def test_the_status_of_a_token_follows_from_its_end(end, expected):
     token = a_token("kid", **end)
-    assert tuple(token_status(token, START + offset) for offset in AROUND) == expected
+    assert tuple(credential_status(token, START + offset) for offset in AROUND) == expected
 
 
 # --- The ring ---

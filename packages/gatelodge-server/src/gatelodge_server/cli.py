@@ -39,6 +39,7 @@ from gatelodge_server.commands import (
     slug,
     when,
 )
+from gatelodge_server.core.credentials import credential_status
 from gatelodge_server.core.model import Company, Credential, Instant, Partner
 from gatelodge_server.core.partners import DEFAULT_TIER, NewPartner
 from gatelodge_server.deployment import StartFault
@@ -117,14 +118,14 @@ async def partner_deactivate(lodge: Lodge, partner: PartnerId) -> Record:
 
 
 def _key_record(key: Credential, now: Instant) -> Record:
-    ended = key.ends_at is not None and now >= key.ends_at
     return {
         "keyId": key.id,
         "masked": key.masked,
         "companyId": str(key.company_id) if key.company_id else None,
-        "status": (key.end_cause.value if key.end_cause and ended else "active"),
+        "status": credential_status(key, now),
         "createdAt": rfc3339(key.created_at),
         "endsAt": when(key.ends_at),
+        "lastUsedAt": when(key.last_used_at),
     }
 
 

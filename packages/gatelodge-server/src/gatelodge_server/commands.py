@@ -9,7 +9,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, NoReturn
 
@@ -71,14 +71,19 @@ _COMMON: Final[Mapping[str, Any]] = {
 }
 
 
-def command(group: typer.Typer, name: str, *, context: Mapping[str, Any] | None = None) -> Callable[[Work], Work]:
-    """Make a command of a coroutine ``work(lodge, …)`` that returns a record, or several. ``context``: settings of click's."""
+def command(
+    group: typer.Typer, name: str, *, context: Mapping[str, Any] | None = None, only_in_json: Collection[str] = ()
+) -> Callable[[Work], Work]:
+    """Make a command of a coroutine ``work(lodge, …)`` that returns a record, or several.
+
+    ``context``: settings of click's. ``only_in_json``: columns that would make a table too wide for a terminal.
+    """
 
     def decorate(work: Work) -> Work:
         def run(**given: Any) -> None:  # noqa: ANN401 - typer calls it by the signature below
             json_output = given.pop("json_output")
             settings = settings_or_exit({flag: given.pop(flag) for flag in _COMMON if flag in given})
-            show(_in_lodge(settings, lambda lodge: work(lodge, **given)), json_output=json_output)
+            show(_in_lodge(settings, lambda lodge: work(lodge, **given)), json_output=json_output, only_in_json=only_in_json)
 
         own = list(inspect.signature(work).parameters.values())[1:]
         common = [
@@ -129,7 +134,7 @@ def refuse(reason: str) -> NoReturn:
     raise typer.Exit(1)
 
 
-def show(answer: Record | Sequence[Record], *, json_output: bool) -> None:
+def show(answer: Record | Sequence[Record], *, json_output: bool, only_in_json: Collection[str] = ()) -> None:
     """Print an answer: as JSON, or as a table that a person can read. Keys are shown whole: they are shown this once."""
     if json_output:
         print(json.dumps(answer, ensure_ascii=False))  # noqa: T201
@@ -144,7 +149,7 @@ def show(answer: Record | Sequence[Record], *, json_output: bool) -> None:
     if not answer:
         console.print("none")
         return
-    columns = list(dict.fromkeys(name for record in answer for name in record))
+    columns = list(dict.fromkeys(name for record in answer for name in record if name not in only_in_json))
     table = Table(*columns, box=None, header_style="bold", pad_edge=False)
     for record in answer:
         table.add_row(*(_text(record.get(name)) for name in columns))

@@ -7,7 +7,8 @@ import typer
 
 from gatelodge_server.app import Lodge
 from gatelodge_server.commands import BY, GROUPS, PartnerId, Record, command, duration_of, line_of, when
-from gatelodge_server.core.access_tokens import IssuedToken, token_status
+from gatelodge_server.core.access_tokens import IssuedToken
+from gatelodge_server.core.credentials import credential_status
 from gatelodge_server.core.model import AccessToken, Instant, KeyPurpose
 from gatelodge_server.http.fields import Name
 from gatelodge_server.http.sessions import rfc3339
@@ -22,7 +23,7 @@ def _token_record(token: AccessToken, now: Instant) -> Record:
     return {
         "tokenId": token.id,
         "version": token.version,
-        "status": token_status(token, now),
+        "status": credential_status(token, now),
         "label": token.label,
         "kid": token.kid,
         "createdAt": rfc3339(token.created_at),
@@ -47,7 +48,7 @@ async def token_issue(
     return _issued_record(await lodge.access_tokens.issue(partner, label=str(label or ""), by=BY))
 
 
-@command(GROUPS["token"], "list")
+@command(GROUPS["token"], "list", only_in_json=("kid",))
 async def token_list(lodge: Lodge, partner: PartnerId) -> Sequence[Record]:
     """The access tokens of a partner in all their versions, newest first."""
     now = lodge.clock()

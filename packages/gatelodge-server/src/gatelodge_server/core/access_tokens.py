@@ -22,7 +22,7 @@ from gatelodge.errors import Rejected, Unavailable
 from gatelodge.wire import ACCESS_TYPES, Claim
 from gatelodge_server.core.credentials import digest_key, judge_key
 from gatelodge_server.core.ids import access_token_id
-from gatelodge_server.core.model import SECOND, AccessToken, Clock, Duration, EndCause, Entropy, Instant, Standing
+from gatelodge_server.core.model import SECOND, AccessToken, Clock, Duration, Entropy, Instant, Standing
 from gatelodge_server.core.ports import Done, PartnerStore, Refused, TokenStore
 from gatelodge_server.core.refusals import PartnerNotFound, SigningKeyNotFound, TokenNotFound
 from gatelodge_server.core.secrets import Secret
@@ -48,15 +48,6 @@ def judge_token(standing: Standing | None, digest: bytes, now: Instant) -> type[
     One that was never issued, or of which another text was, is an ``InvalidCredential`` like any foreign one.
     """
     return judge_key(standing, digest, now)
-
-
-def token_status(token: AccessToken, now: Instant) -> str:
-    """``active``, ``rotated`` or ``revoked`` at ``now``. In its overlap a rotated token is active still."""
-    if token.end_cause is EndCause.REVOKED:
-        return EndCause.REVOKED.value
-    if token.end_cause is not None and token.ends_at is not None and now >= token.ends_at:
-        return token.end_cause.value
-    return "active"
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from gatelodge.errors import (
 from gatelodge.wire import ApiKey
 from gatelodge_server.core.ids import api_key
 from gatelodge_server.core.model import (
+    AccessToken,
     Clock,
     Credential,
     Duration,
@@ -77,6 +78,23 @@ def judge_key(standing: Standing | None, digest: bytes, now: Instant) -> type[Re
     if not hmac.compare_digest(known, digest) or standing is None:
         return InvalidCredential
     return judge_standing(standing, now)
+
+
+def credential_status(credential: Credential | AccessToken, now: Instant) -> str:
+    """What a listed credential is at ``now``, as ``judge_standing`` would judge it. In its overlap a rotated one is active.
+
+    ``active``, ``rotated``, ``revoked``, ``expired``, ``company-deleted``, ``partner-deactivated`` or ``partner-suspended``.
+    """
+    over = credential.ends_at is not None and now >= credential.ends_at
+    if over and credential.end_cause in {EndCause.ROTATED, EndCause.EXPIRED}:
+        return credential.end_cause.value
+    if credential.company_gone:  # which has revoked its keys
+        return "company-deleted"
+    if over or credential.end_cause is EndCause.REVOKED:
+        return EndCause.REVOKED.value
+    if credential.partner_status is not PartnerStatus.ACTIVE:
+        return f"partner-{credential.partner_status.value}"
+    return "active"
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,9 @@ class Credential:
     ends_at: Instant | None = None
     end_cause: EndCause | None = None
     last_used_at: Instant | None = None
+    partner_status: PartnerStatus = PartnerStatus.ACTIVE
+    """Of its partner. Only a listing reads it, and ``company_gone``; whoever decides looks at the `Standing`."""
+    company_gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +169,13 @@ class AccessToken:
     end_cause: EndCause | None = None
     last_used_at: Instant | None = None
     last_used_from: str | None = None
+    partner_status: PartnerStatus = PartnerStatus.ACTIVE
+    """Of its partner. Only a listing reads it; whoever decides looks at the `Standing`."""
+
+    @property
+    def company_gone(self) -> bool:
+        """Never: access tokens are for partners."""
+        return False
 
 
 class Holder(NamedTuple):

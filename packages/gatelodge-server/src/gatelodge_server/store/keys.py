@@ -49,6 +49,7 @@ CREDENTIALS = select(
     credential.c.end_cause,
     credential.c.last_used_at,
 )
+_LISTED = CREDENTIALS.add_columns(partner.c.status, company.c.deleted_at).select_from(WITH_HOLDER)
 
 
 def standing_of(columns: Sequence[Any]) -> Standing:
@@ -67,7 +68,7 @@ def standing_of(columns: Sequence[Any]) -> Standing:
     )
 
 
-def credential_of(row: AnyRow) -> Credential:
+def credential_of(row: Sequence[Any]) -> Credential:
     """A credential, from a row of ``CREDENTIALS``."""
     id_, kind, partner_id, company_id, digest, masked, created_at, ends_at, end_cause, last_used_at = row
     return Credential(
@@ -138,9 +139,14 @@ def get_key(connection: Connection, key_id: str) -> Credential | None:
 
 def list_keys(connection: Connection, partner_id: str) -> Sequence[Credential]:
     """A partner's keys and its companies', newest first."""
-    query = CREDENTIALS.where(credential.c.partner_id == partner_id)
+    query = _LISTED.where(credential.c.partner_id == partner_id)
     query = query.order_by(credential.c.created_at.desc(), credential.c.id)
-    return [credential_of(row) for row in connection.execute(query)]
+    return [_listed_of(row) for row in connection.execute(query)]
+
+
+def _listed_of(row: AnyRow) -> Credential:
+    *own, status, deleted_at = row
+    return replace(credential_of(own), partner_status=PartnerStatus(status), company_gone=deleted_at is not None)
 
 
 def _lock_key(connection: Connection, key_id: str) -> Credential | None:

@@ -1,6 +1,8 @@
 """Access tokens and their standing. Locks are taken in one order: partner, token, signing key."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, func, insert, or_, select, update
 
@@ -11,6 +13,7 @@ from gatelodge_server.store.outbox import queue_notice
 from gatelodge_server.store.tables import AnyRow, access_token, partner, signing_key
 from gatelodge_server.store.trail import append_audit, append_change
 
+_WITH_PARTNER = access_token.join(partner, partner.c.id == access_token.c.partner_id)
 _STANDINGS = (
     select(
         access_token.c.id,
@@ -23,7 +26,7 @@ _STANDINGS = (
         partner.c.session_epoch,
         partner.c.tier,
     )
-    .select_from(access_token.join(partner, partner.c.id == access_token.c.partner_id))
+    .select_from(_WITH_PARTNER)
     .where(access_token.c.id.in_(bindparam("ids", expanding=True)))
 )
 _TOKENS = select(
@@ -41,9 +44,10 @@ _TOKENS = select(
     access_token.c.last_used_at,
     access_token.c.last_used_from,
 )
+_LISTED = _TOKENS.add_columns(partner.c.status).select_from(_WITH_PARTNER)
 _LIVE_BY_KEY = (
     select(access_token.c.kid, func.count().label("tokens"))
-    .select_from(access_token.join(partner, partner.c.id == access_token.c.partner_id))
+    .select_from(_WITH_PARTNER)
     .where(
         or_(access_token.c.ends_at.is_(None), access_token.c.ends_at > bindparam("now")),
         or_(access_token.c.end_cause.is_(None), access_token.c.end_cause != EndCause.REVOKED.value),
@@ -67,7 +71,7 @@ def _standing_of(row: AnyRow) -> Standing:
     )
 
 
-def _token_of(row: AnyRow) -> AccessToken:
+def _token_of(row: Sequence[Any]) -> AccessToken:
     id_, lineage_id, version, partner_id, label, kid, digest, created_at, *end, last_used_at, last_used_from = row
     rotated_at, ends_at, end_cause = end
     return AccessToken(
@@ -85,6 +89,11 @@ def _token_of(row: AnyRow) -> AccessToken:
         last_used_at=last_used_at,
         last_used_from=last_used_from,
     )
+
+
+def _listed_of(row: AnyRow) -> AccessToken:
+    *own, status = row
+    return replace(_token_of(own), partner_status=PartnerStatus(status))
 
 
 def find_tokens(connection: Connection, token_ids: Sequence[str]) -> list[Standing | None]:
@@ -105,15 +114,15 @@ def get_token(connection: Connection, token_id: str) -> AccessToken | None:
 
 def list_tokens(connection: Connection, partner_id: str) -> Sequence[AccessToken]:
     """All versions of a partner's tokens, newest first."""
-    query = _TOKENS.where(access_token.c.partner_id == partner_id)
+    query = _LISTED.where(access_token.c.partner_id == partner_id)
     query = query.order_by(access_token.c.created_at.desc(), access_token.c.version.desc(), access_token.c.id)
-    return [_token_of(row) for row in connection.execute(query)]
+    return [_listed_of(row) for row in connection.execute(query)]
 
 
 def list_token_versions(connection: Connection, lineage_id: str) -> Sequence[AccessToken]:
     """The versions of one token, newest first."""
-    query = _TOKENS.where(access_token.c.lineage_id == lineage_id).order_by(access_token.c.version.desc())
-    return [_token_of(row) for row in connection.execute(query)]
+    query = _LISTED.where(access_token.c.lineage_id == lineage_id).order_by(access_token.c.version.desc())
+    return [_listed_of(row) for row in connection.execute(query)]
 
 
 def count_live_tokens(connection: Connection, now: Instant) -> Mapping[str, int]:

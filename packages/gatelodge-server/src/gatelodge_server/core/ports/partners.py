@@ -71,7 +71,7 @@ class PartnerStore(Protocol):
         ...
 
     async def list_keys(self, partner_id: str) -> Sequence[Credential]:
-        """The keys of a partner and of its companies, newest first."""
+        """The keys of a partner and of its companies, newest first, with how their holders stand."""
         ...
 
     async def roll_key(

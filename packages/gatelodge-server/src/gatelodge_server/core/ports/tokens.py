@@ -26,11 +26,11 @@ class TokenStore(Protocol):
         ...
 
     async def list_tokens(self, partner_id: str) -> Sequence[AccessToken]:
-        """All versions of a partner's tokens, newest first."""
+        """All versions of a partner's tokens, newest first, with how the partner stands."""
         ...
 
     async def list_token_versions(self, lineage_id: str) -> Sequence[AccessToken]:
-        """The versions of one token, newest first."""
+        """The versions of one token, newest first, with how the partner stands."""
         ...
 
     async def roll_token(
