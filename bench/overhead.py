@@ -36,6 +36,9 @@ class _Memory:
 
     async def catch_up(self) -> None: ...
 
+    async def is_own_issuer(self, issuer: str) -> bool:  # noqa: ARG002
+        return False
+
     async def find_session(self, claimed: Caller) -> Grant:
         return Grant(claimed, float("inf"), CredentialExpired)
 

@@ -154,6 +154,7 @@ class Book:
 
     def __init__(self):
         self.keys, self.tokens, self.sessions = {}, {}, {}
+        self.issuers = set()
         self.changes = []
         self.told = -1
         self.asked = []
@@ -173,6 +174,9 @@ class Book:
         for kind, subject in self.changes[max(self.told, 0) :]:
             self.forget(kind, subject)
         self.told = len(self.changes)
+
+    async def is_own_issuer(self, issuer):
+        return issuer in self.issuers
 
     async def find_session(self, claimed):
         return await self._answer("session", self.sessions.get(claimed.session, InvalidCredential))

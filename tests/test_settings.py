@@ -69,17 +69,11 @@ def test_with_nothing_configured_it_is_this(monkeypatch, tmp_path):
     )
 
 
-def test_what_nobody_has_stated_is_taken_from_the_database(load):
-    known = load("").known_as("production", ["https://new.example", "https://old.example"])
-    assert (known.environment, known.audience, known.public_url) == (
-        "production",
-        "partner-api-production",
-        "https://new.example",
-    )
-    assert known.former_issuers == {"https://new.example", "https://old.example"}
-    stated = load('public_url = "https://mine.example"\naudience = "mine"').known_as("production", ["https://new.example"])
-    assert (stated.public_url, stated.audience) == ("https://mine.example", "mine")
-    assert load("").known_as("uat", []).public_url == "https://localhost:8443"
+def test_what_somebody_has_stated_is_told_from_what_is_a_default(load):
+    settings = load('audience = "mine"', {"GATELODGE_BRAND": "acme"}, environment="production")
+    assert settings.stated == {"audience", "brand", "environment", "data"}
+    assert settings.states("audience")
+    assert not settings.states("public_url")
 
 
 # --- Precedence ---

@@ -275,8 +275,8 @@ def test_a_token_that_was_issued_before_the_first_start_is_good_wherever_the_ser
 def test_two_servers_on_one_database_take_what_the_other_issues(tmp_path):
     data = tmp_path / "data"
     partner = add_partner(data)
-    with Server(data, "--sample-api", public_url="https://one.example") as one:
-        two = Server(data, "--sample-api", public_url="https://two.example")
+    with Server(data, "--sample-api", public_url="https://localhost:1") as one:
+        two = Server(data, "--sample-api", public_url="https://localhost:2")
         with two, one.client() as of_one, two.client() as of_two:
             credentials = [log_in(client, partner.key)["jwt"] for client in (of_one, of_two)]
             credentials.append(ask("token", "issue", partner.id, data=data)["token"])

@@ -15,7 +15,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from gatelodge_server.app import Lodge, assemble, web_app
-from gatelodge_server.deployment import StartFault, load_master_keys, note_start, prepare, smtp_password
+from gatelodge_server.deployment import StartFault, check_registration_tier, load_master_keys, prepare, smtp_password
 from gatelodge_server.http.edge import Edge
 from gatelodge_server.listener import BoundedProtocol, GateLoop
 from gatelodge_server.log import configure_log, log
@@ -93,7 +93,7 @@ def serve(
     port = sock.getsockname()[1]
     public_url = settings.public_url if settings.states("public_url") else f"https://localhost:{port}"
     settings = replace(settings, port=port, public_url=public_url)
-    note_start(settings)
+    check_registration_tier(settings)
     config = _config(web_app_of(settings), certificate)
     started = Started(settings, certificate)
     if settings.workers > 1:

@@ -8,8 +8,8 @@ default: the master key is a file (or the variable `GATELODGE_MASTER_KEY`), the 
 import ipaddress
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
 from urllib.parse import urlsplit
@@ -78,21 +78,10 @@ class Settings:
     sample_api: Switch
     stated: frozenset[str]
     """The names of what somebody has set; the rest are defaults."""
-    former_issuers: frozenset[str] = frozenset()
 
     def states(self, name: str) -> bool:
         """Whether somebody has set it."""
         return name in self.stated
-
-    def known_as(self, environment: str, issuers: Sequence[str]) -> "Settings":
-        """The same for a database of ``environment`` whose tokens were issued as ``issuers``, the latest first."""
-        return replace(
-            self,
-            environment=environment,
-            audience=self.audience if self.states("audience") else default_audience(environment),
-            public_url=issuers[0] if issuers and not self.states("public_url") else self.public_url,
-            former_issuers=frozenset(issuers),
-        )
 
 
 def default_audience(environment: str) -> str:

@@ -288,8 +288,7 @@ class TokenRules:
     """What a token of one kind must say, apart from being genuine. The two kinds exclude each other (RFC 8725 3.12).
 
     ``leeway`` is in whole seconds, 0 to 60. ``other_issuers`` are the issuers of the same owner's other environments:
-    their tokens are refused like any foreign one, but are told the reason. ``former_issuers`` are names that the issuer itself
-    had before: what it signed under one of them is still good.
+    their tokens are refused like any foreign one, but are told the reason.
     """
 
     issuer: str
@@ -298,21 +297,20 @@ class TokenRules:
     lifetime: Lifetime
     leeway: int = 0
     other_issuers: frozenset[str] = frozenset()
-    former_issuers: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.issuer or not self.audience:
             raise ValueError("rules need an issuer and an audience")
         # A lone string would be searched for parts of itself by `in`, and nothing but a type checker would say so.
-        if str in {type(self.types), type(self.other_issuers), type(self.former_issuers)}:
-            raise TypeError("types, other issuers and former issuers are collections of strings")
+        if str in {type(self.types), type(self.other_issuers)}:
+            raise TypeError("types and other issuers are collections of strings")
         if not self.types:
             raise ValueError("rules need one type or more")
         if self.lifetime not in get_args(Lifetime):
             raise ValueError("a lifetime is 'expires' or 'unexpiring'")
         if not 0 <= self.leeway <= LEEWAY_MAX:
             raise ValueError(f"a leeway is 0 to {LEEWAY_MAX} seconds")
-        if self.issuer in self.other_issuers or not self.former_issuers.isdisjoint(self.other_issuers):
+        if self.issuer in self.other_issuers:
             raise ValueError("an issuer is not one of the others")
 
     @classmethod
@@ -323,10 +321,9 @@ class TokenRules:
         audience: str,
         leeway: int = 0,
         other_issuers: frozenset[str] = frozenset(),
-        former_issuers: frozenset[str] = frozenset(),
     ) -> Self:
         """Rules for the session JWTs that a login or a refresh returns."""
-        return cls(issuer, audience, SESSION_TYPES, "expires", leeway, other_issuers, former_issuers)
+        return cls(issuer, audience, SESSION_TYPES, "expires", leeway, other_issuers)
 
     @classmethod
     def for_access_tokens(
@@ -336,10 +333,9 @@ class TokenRules:
         audience: str,
         leeway: int = 0,
         other_issuers: frozenset[str] = frozenset(),
-        former_issuers: frozenset[str] = frozenset(),
     ) -> Self:
         """Rules for the tokens that a partner manager hands out and that do not expire."""
-        return cls(issuer, audience, ACCESS_TYPES, "unexpiring", leeway, other_issuers, former_issuers)
+        return cls(issuer, audience, ACCESS_TYPES, "unexpiring", leeway, other_issuers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,7 +415,7 @@ def verify_token(token: UnverifiedToken, *, key: VerificationKey | None, rules: 
     if not _KINDS[key.algorithm].method.verify(token._signing_input, key.public_key, token._signature):  # noqa: SLF001
         raise InvalidCredential
     claims = token._claims  # noqa: SLF001 - the one place where claims may leave
-    if token.type not in rules.types or (token.issuer != rules.issuer and token.issuer not in rules.former_issuers):
+    if token.type not in rules.types or token.issuer != rules.issuer:
         raise InvalidCredential
     if not _names_audience(claims.get(Claim.AUDIENCE), rules.audience):
         raise InvalidCredential

@@ -86,6 +86,10 @@ class Records(Protocol):
         """Become current: tell ``Verifier.forget`` of all that has changed."""
         ...
 
+    async def is_own_issuer(self, issuer: str) -> bool:
+        """Whether the issuer's tokens may bear this name too: it may have had others, and may run under several."""
+        ...
+
     async def find_session(self, claimed: Caller) -> Grant:
         """What is on record of the session whose genuine JWT says ``claimed``. Raises a ``Rejected``."""
         ...
@@ -216,10 +220,11 @@ class Verifier:
         access = self._access_ring
         if access is not None and token.type in access.rules.types:
             key = await access.keys.find_async(token.kid)
-            claimed = self._judge(token, key, access.rules, "access-token").caller
+            rules = await _for_its_issuer(token, key, access.rules, records)
+            claimed = self._judge(token, key, rules, "access-token").caller
             return await records.find_token(claimed, digest), key
         key = await self._keys.find_async(token.kid)
-        judged = self._judge(token, key, self._rules, "session")
+        judged = self._judge(token, key, await _for_its_issuer(token, key, self._rules, records), "session")
         grant = await records.find_session(judged.caller)
         return (grant if grant.ends_at <= judged.ends_at else judged._replace(caller=grant.caller)), key
 
@@ -275,6 +280,15 @@ _SUBJECTS: Final = frozenset({"credential", "token", "session", "company", "part
 def _subjects_of(caller: Caller) -> list[str]:
     """Whatever a change may name that concerns this caller. No two kinds of id look alike."""
     return [id_ for id_ in (caller.partner, caller.company, caller.credential_id, caller.session) if id_ is not None]
+
+
+async def _for_its_issuer(
+    token: UnverifiedToken, key: VerificationKey | None, rules: TokenRules, records: Records
+) -> TokenRules:
+    """The rules for the name that a token bears, if that is one of the issuer's own (RFC 8725 3.8: its key says so too)."""
+    if key is None or token.issuer is None or token.issuer == rules.issuer or not await records.is_own_issuer(token.issuer):
+        return rules
+    return replace(rules, issuer=token.issuer)
 
 
 def _digest(text: str) -> bytes:

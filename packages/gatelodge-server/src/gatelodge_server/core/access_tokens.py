@@ -23,7 +23,7 @@ from gatelodge.wire import ACCESS_TYPES, Claim
 from gatelodge_server.core.credentials import digest_key, judge_key
 from gatelodge_server.core.ids import access_token_id
 from gatelodge_server.core.model import SECOND, AccessToken, Clock, Duration, Entropy, Instant, Standing
-from gatelodge_server.core.ports import Done, PartnerStore, Refused, TokenStore
+from gatelodge_server.core.ports import DeploymentStore, Done, PartnerStore, Refused, TokenStore
 from gatelodge_server.core.refusals import PartnerNotFound, SigningKeyNotFound, TokenNotFound
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.core.signing import SigningKeys
@@ -58,7 +58,7 @@ class IssuedToken:
     text: Secret
 
 
-class AccessTokenStore(TokenStore, PartnerStore, Protocol):
+class AccessTokenStore(TokenStore, PartnerStore, DeploymentStore, Protocol):
     """What access tokens need of a store."""
 
 
@@ -124,8 +124,9 @@ class AccessTokens:
         return token
 
     async def _make(self, partner_id: str, label: str, now: Instant) -> IssuedToken:
-        """Sign a first version. Nothing is stored yet."""
+        """Sign a first version. Nothing of it is stored yet, but every server on the database knows the issuer."""
         signer = await self._signing_keys.signer(now)
+        await self._store.note_issuer(self._issuer, now=now)
         id_ = access_token_id(self._entropy)
         claims: dict[str, object] = {
             Claim.ISSUER: self._issuer,

@@ -13,7 +13,7 @@ from gatelodge.verify import Caller, CredentialKind, Grant, HolderKind
 from gatelodge_server.core.credentials import END_REASONS, Credentials, judge_key
 from gatelodge_server.core.following import ChangeFollower
 from gatelodge_server.core.model import SECOND, Clock, Instant, Standing
-from gatelodge_server.core.ports import PartnerStore, SessionStore, TokenStore
+from gatelodge_server.core.ports import DeploymentStore, PartnerStore, SessionStore, TokenStore
 from gatelodge_server.core.refusals import RefreshTokenReused
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.core.sessions import SCOPES, judge_session
@@ -23,7 +23,7 @@ TOKEN_SCOPE: Final = frozenset({"api"})
 _NEVER: Final = float("inf")
 
 
-class RecordStore(SessionStore, PartnerStore, TokenStore, Protocol):
+class RecordStore(SessionStore, PartnerStore, TokenStore, DeploymentStore, Protocol):
     """What the records are read from."""
 
 
@@ -37,6 +37,10 @@ class StoreRecords:
         self._environment = credentials.environment
         self.is_current = follower.is_current
         self.catch_up = follower.catch_up
+
+    async def is_own_issuer(self, issuer: str) -> bool:
+        """Whether this deployment ever issued tokens under this name."""
+        return await self._store.is_issuer(issuer)
 
     async def find_session(self, claimed: Caller) -> Grant:
         """The session of a genuine JWT as it stands now, whatever the JWT says of its holder."""

@@ -49,7 +49,19 @@ from gatelodge_server.core.ports import (
     SessionStanding,
     UsageMark,
 )
-from gatelodge_server.store import companies, keys, outbox, partners, quotas, sessions, signing, tiers, tokens, trail
+from gatelodge_server.store import (
+    companies,
+    deployment,
+    keys,
+    outbox,
+    partners,
+    quotas,
+    sessions,
+    signing,
+    tiers,
+    tokens,
+    trail,
+)
 from gatelodge_server.store import registration as registrations
 from gatelodge_server.store.batch import Batch
 
@@ -282,6 +294,12 @@ class SqlStore:
 
     async def list_changes(self, *, after: int, limit: int) -> Sequence[Change]:
         return await self._driver.read(trail.list_changes, after, limit)
+
+    async def note_issuer(self, url: str, *, now: Instant) -> None:
+        await self._driver.write(deployment.note_issuer, url, now)
+
+    async def is_issuer(self, url: str) -> bool:
+        return await self._driver.read(deployment.is_issuer, url)
 
     async def last_change(self) -> int:
         return await self._driver.read(trail.last_change)

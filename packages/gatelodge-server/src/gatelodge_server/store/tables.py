@@ -40,8 +40,11 @@ _Sequence = BigInteger().with_variant(Integer, "sqlite")
 deployment = Table(
     "deployment",
     metadata,
-    # One row: what every credential in here is marked with, so the database is of this environment for good.
-    Column("environment", String(32), primary_key=True),
+    # One row: what every credential in here is marked with.
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("environment", String(32), nullable=False),
+    Column("brand", String(16), nullable=False),
+    Column("audience", String(255), nullable=False),
 )
 
 issuer = Table(

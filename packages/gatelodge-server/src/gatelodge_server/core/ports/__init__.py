@@ -12,6 +12,7 @@ from typing import Protocol
 
 from gatelodge_server.core.ports.common import Done, Reason, Refused, Replay
 from gatelodge_server.core.ports.companies import CompanyOutcome, CompanyStore, Created, Replayed
+from gatelodge_server.core.ports.deployment import DeploymentStore
 from gatelodge_server.core.ports.partners import PartnerStore, Rolled, RolledBefore
 from gatelodge_server.core.ports.quotas import LastUse, Lease, QuotaAsk, QuotaStore, UsageMark
 from gatelodge_server.core.ports.registration import (
@@ -57,6 +58,7 @@ __all__ = [
     "Confirmed",
     "Created",
     "Deferred",
+    "DeploymentStore",
     "Digester",
     "Done",
     "GivenUp",
@@ -105,6 +107,7 @@ class Store(
     QuotaStore,
     RegistrationStore,
     TrailStore,
+    DeploymentStore,
     Bell,
     Protocol,
 ):

@@ -16,8 +16,11 @@ def upgrade() -> None:
     _extend()
     op.create_table(
         "deployment",
+        sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("environment", sa.String(length=32), nullable=False),
-        sa.PrimaryKeyConstraint("environment", name=op.f("pk_deployment")),
+        sa.Column("brand", sa.String(length=16), nullable=False),
+        sa.Column("audience", sa.String(length=255), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_deployment")),
     )
     op.create_table(
         "issuer",
