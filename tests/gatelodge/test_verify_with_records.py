@@ -100,6 +100,22 @@ async def test_r9_no_kind_passes_as_another(gatehouse, ask):
     assert gatehouse.book.asked == []
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_token_of_the_ring_is_good_under_any_name_that_the_records_know_for_the_issuers_own(gatehouse, ask, is_known):
+    other = "https://moved.example.com"
+    if is_known:
+        gatehouse.book.issuers.add(other)
+    session = gatehouse.issuer.token(sid="5e55", iss=other)
+    token = gatehouse.access_issuer.access_token(jti="at-2", iss=other)
+    gatehouse.book.tokens["at-2"] = (digest(token), a_grant(caller("access-token")))
+    for text in [session, token]:
+        if is_known:
+            assert (await ask(text)).partner == caller("session").partner
+        else:
+            with pytest.raises(InvalidCredential):
+                await ask(text)
+
+
 async def test_a_token_that_was_signed_but_never_issued_is_invalid(gatehouse, ask):
     """Whoever has the key of the ring, but not the database, gets nowhere."""
     for text in [gatehouse.access_issuer.access_token(jti="never"), gatehouse.access_issuer.access_token(jti="at-1", sub="x")]:
