@@ -8,7 +8,21 @@ from datetime import datetime, timedelta
 
 import pytest
 from harness import run_command
-from outside import RFC3339, add_partner, ask, bearer, command, create_company, id_of, log_in, outcome, whoami
+from outside import (
+    REGISTER,
+    RFC3339,
+    add_partner,
+    ask,
+    bearer,
+    code_for,
+    command,
+    create_company,
+    fresh,
+    id_of,
+    log_in,
+    outcome,
+    whoami,
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +60,10 @@ def test_a_partner_is_added_shown_listed_suspended_resumed_and_deactivated(data)
     shown = ask("partner", "show", "acme-motors", data=data)
     assert RFC3339.fullmatch(shown.pop("createdAt"))
     expected = {"partnerId": "acme-motors", "name": "Acme Motors", "contactEmail": "dev@acme.example", "tier": "starter"}
-    assert shown == {**expected, "status": "active", "origin": "managed"}
+    limits = ask("tier", "list", data=data)[0]
+    assert limits.pop("tier") == "starter"
+    nothing = dict.fromkeys(("organizationName", "websiteUrl", "intendedUse", "agreedAt"))
+    assert shown == {**expected, "status": "active", "origin": "managed", **limits, **nothing}
     assert "acme-motors" in [partner["partnerId"] for partner in ask("partner", "list", data=data)]
 
     sequences = []
@@ -387,6 +404,21 @@ def test_a_list_of_tokens_leaves_the_kid_to_programs_and_to_show(data):
     kid = ask("token", "list", partner.id, data=data)[0]["kid"]
     assert kid not in command("token", "list", partner.id, data=data).stdout
     assert kid in command("token", "show", issued, data=data).stdout
+
+
+def test_a_registrant_is_shown_with_what_it_said(server, client):
+    said = {"organizationName": fresh("Org "), "websiteUrl": "https://acme.example/", "intendedUse": "Plans [bold]"}
+    to = f"{fresh('dev')}@acme.example"
+    code = code_for(server, client, to, **said)
+    answer = client.post(f"{REGISTER}/Verify", json={"contactEmail": to, "verificationCode": code}).json()
+    shown = ask("partner", "show", answer["partnerId"], data=server.data)
+    assert {name: shown[name] for name in said} == said
+    assert {name: shown[name] for name in answer["rateLimits"]} == answer["rateLimits"]
+    assert (shown["origin"], shown["contactEmail"]) == ("self-service", to)
+    assert RFC3339.fullmatch(shown["agreedAt"])
+    assert shown["agreedAt"] <= shown["createdAt"]
+    for text in said.values():
+        assert text in command("partner", "show", answer["partnerId"], data=server.data).stdout
 
 
 def test_a_running_server_heeds_a_command_at_once(server, client):

@@ -91,8 +91,18 @@ async def partner_list(lodge: Lodge) -> Sequence[Record]:
 
 @command(GROUPS["partner"], "show")
 async def partner_show(lodge: Lodge, partner: PartnerId) -> Record:
-    """One partner."""
-    return _partner_record(await lodge.partners.get(partner))
+    """One partner: with what it may use, and with what it said when it registered itself."""
+    found = await lodge.partners.get(partner)
+    (tier,) = [tier for tier in await lodge.tiers.list_all() if tier.name == found.tier]
+    return {
+        **_partner_record(found),
+        "requestsPerHour": tier.requests_per_hour,
+        "requestsPerDay": tier.requests_per_day,
+        "organizationName": found.organization_name,
+        "websiteUrl": found.website_url,
+        "intendedUse": found.intended_use,
+        "agreedAt": when(found.agreed_at),
+    }
 
 
 @command(GROUPS["partner"], "suspend")

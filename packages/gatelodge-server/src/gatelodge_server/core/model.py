@@ -99,6 +99,11 @@ class Partner:
     status: PartnerStatus
     origin: Origin
     created_at: Instant
+    organization_name: str | None = None
+    """What one that registered itself said, here and in the next two, and when it agreed to the terms."""
+    website_url: str | None = None
+    intended_use: str | None = None
+    agreed_at: Instant | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,12 +21,16 @@ _PARTNER = select(
     partner.c.status,
     partner.c.origin,
     partner.c.created_at,
+    partner.c.organization_name,
+    partner.c.website_url,
+    partner.c.intended_use,
+    partner.c.agreed_at,
 )
 
 
 def _partner_of(row: AnyRow) -> Partner:
-    id_, name, contact_email, tier_name, status, origin, created_at = row
-    return Partner(id_, name, contact_email, tier_name, PartnerStatus(status), Origin(origin), created_at)
+    id_, name, contact_email, tier_name, status, origin, created_at, *said = row
+    return Partner(id_, name, contact_email, tier_name, PartnerStatus(status), Origin(origin), created_at, *said)
 
 
 def add_partner(connection: Connection, new: Partner, key: Credential, by: str) -> Done | Refused:
