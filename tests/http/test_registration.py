@@ -325,6 +325,16 @@ def test_a_partner_rotates_its_key(server, client):
     assert client.get(f"{REGISTER}/Usage", headers=bearer(new["apiKey"])).status_code == 200
 
 
+def test_a_partner_that_rotates_its_key_too_often_is_told_when_it_may_again(client, partner):
+    key = partner.key
+    for _ in range(29):
+        key = rotate(client, key).json()["apiKey"]
+    refused = rotate(client, key)
+    assert outcome(refused) == (429, "too_many_requests")
+    assert 3000 < int(refused.headers["retry-after"]) <= 3600
+    assert log_in(client, key)
+
+
 def test_a_managed_partner_rotates_its_key_too(client, partner):
     new = rotate(client, partner.key, {"overlapSeconds": 3600}).json()
     assert new["partnerId"] == partner.id

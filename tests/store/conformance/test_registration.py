@@ -21,6 +21,7 @@ from gatelodge_server.core.ports import (
     Refused,
     Rolled,
     RolledBefore,
+    RolledTooOften,
 )
 from gatelodge_server.core.refusals import (
     IdempotencyKeyReused,
@@ -523,7 +524,7 @@ async def test_a_recovery_beside_the_end_of_the_partner_lets_nobody_in(store, ot
 
 
 async def roll(store, key, *, digest=None, ends_at=START, replay=None, now=START):
-    newer = a_key("")
+    newer = a_key("", created_at=now)
     outcome = await store.roll_own_key(
         key.id, key.digest if digest is None else digest, newer, ends_at=ends_at, replay=replay, now=now
     )
@@ -558,6 +559,35 @@ async def test_a_key_that_nobody_has_replaces_nothing(store, key, backend):
 
 async def test_the_key_of_a_company_does_not_replace_itself(store, company_key):
     assert (await roll(store, company_key))[0] == Refused(NotAllowed)
+
+
+@pytest.mark.parametrize("offset", AROUND)
+async def test_a_partner_gets_thirty_keys_an_hour_and_what_is_past_that_changes_nothing(
+    store, key, company_key, backend, offset
+):
+    for at in range(1, 30):  # its first one counts too
+        outcome, newer = await roll(store, key, now=START + at)
+        assert isinstance(outcome, Rolled)
+        key = replace(newer, partner_id="acme-motors")
+    keys, told = backend.count("credential"), backend.count("outbox")
+    now = START + HOUR + offset
+    outcome, newer = await roll(store, key, now=now)
+    if offset < 0:
+        assert outcome == RolledTooOften(START + HOUR)
+        assert (backend.count("credential"), backend.count("outbox")) == (keys, told)
+        assert isinstance(await store.open_session(a_login(key, now=now)), Opened)
+        assert await store.get_key(newer.id) is None
+    else:
+        assert isinstance(outcome, Rolled)
+
+
+async def test_the_answer_to_the_last_rotation_of_an_hour_is_repeated(store, key):
+    replay = a_replay()
+    for at in range(1, 30):
+        old, (outcome, newer) = key, await roll(store, key, replay=replay if at == 29 else None)
+        assert isinstance(outcome, Rolled)
+        key = replace(newer, partner_id="acme-motors", created_at=START)
+    assert (await roll(store, old, replay=replay))[0] == RolledBefore("acme-motors", replay.sealed)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from gatelodge_server.core.ports import MailLimits, Store
 from gatelodge_server.core.quotas import Quotas
 from gatelodge_server.core.records import StoreRecords
 from gatelodge_server.core.refresh_tokens import RefreshTokens
+from gatelodge_server.core.refusals import TooManyRequests
 from gatelodge_server.core.registration import RegistrationRules, Registrations
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.core.sessions import Sessions
@@ -40,7 +41,6 @@ from gatelodge_server.http.guard import Guard
 from gatelodge_server.http.metadata import MetadataRoutes
 from gatelodge_server.http.openapi import pages
 from gatelodge_server.http.operation import Operation
-from gatelodge_server.http.problems import TooManyRequests
 from gatelodge_server.http.registration import RegistrationRoutes
 from gatelodge_server.http.sessions import SessionRoutes
 from gatelodge_server.http.turnstile import Turnstile, log_refusal

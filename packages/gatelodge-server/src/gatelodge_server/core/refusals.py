@@ -18,6 +18,7 @@
     ├── TokenNotFound              token_not_found
     ├── TokenEnded                 token_ended
     ├── InvalidVerificationCode    invalid_verification_code
+    ├── TooManyRequests            too_many_requests
     ├── SigningKeyNotFound         signing_key_not_found
     └── SigningKeyInUse            signing_key_in_use
 
@@ -140,6 +141,20 @@ class InvalidVerificationCode(Refusal):
 
     code = "invalid_verification_code"
     detail = "The code is not valid. Check the newest mail; after five attempts or ten minutes, register again for a new code."
+
+
+class TooManyRequests(Refusal):
+    """An address or a partner has asked too often for what costs others something, such as their attention.
+
+    ``retry_after`` is in seconds.
+    """
+
+    code = "too_many_requests"
+    detail = "Too many requests of this kind from you. Try again after `Retry-After` seconds."
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__()
+        self.retry_after = retry_after
 
 
 class SigningKeyNotFound(Refusal):

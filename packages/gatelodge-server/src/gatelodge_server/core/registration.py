@@ -30,6 +30,7 @@ from gatelodge_server.core.ids import uuid7
 from gatelodge_server.core.mails import mail_secret_label
 from gatelodge_server.core.model import (
     MINUTE,
+    SECOND,
     Clock,
     Credential,
     Duration,
@@ -53,9 +54,10 @@ from gatelodge_server.core.ports import (
     Replay,
     Rolled,
     RolledBefore,
+    RolledTooOften,
     Sealer,
 )
-from gatelodge_server.core.refusals import InvalidVerificationCode, KeyNotFound, PartnerNotFound
+from gatelodge_server.core.refusals import InvalidVerificationCode, KeyNotFound, PartnerNotFound, TooManyRequests
 from gatelodge_server.core.secrets import Secret
 
 CODE_TTL: Final[Duration] = 10 * MINUTE
@@ -66,6 +68,8 @@ DAY_FAILURES: Final = 25
 """So often may be guessed at the codes of one address in a day by UTC, however many codes it is sent."""
 ADDRESS_MAX: Final = 320
 """Characters of an address in its canonical form, which may be longer than the one that was written."""
+KEYS_AN_HOUR: Final = 30
+"""So many keys may a partner have been given in the last hour when it asks for one more: rows of keys are kept for ever."""
 REPLAY_WINDOW: Final[Duration] = 10 * MINUTE
 """For so long may the answer to a rotation be asked for again, unless the new key is used before."""
 
@@ -265,8 +269,8 @@ class Registrations:
     async def rotate(self, presented: Secret, *, overlap: Duration, idempotency_key: str | None) -> VerifiedKey:
         """Give the presenter of a key a new one; the old one works on for ``overlap``.
 
-        Raises a ``Rejected``, ``NotAllowed`` for a company's key, ``KeyEnded`` for one that has been rotated already, and the
-        refusals of an Idempotency-Key.
+        Raises a ``Rejected``, ``NotAllowed`` for a company's key, ``KeyEnded`` for one that has been rotated already,
+        ``TooManyRequests`` for one key more than ``KEYS_AN_HOUR``, and the refusals of an Idempotency-Key.
         """
         now = self._clock()
         old = self._credentials.recognise(presented)
@@ -283,6 +287,8 @@ class Registrations:
                 key = issued.text
             case RolledBefore(partner_id, sealed):
                 key = Secret(self._sealer.open(sealed, label=caller or b"").decode("ascii"))
+            case RolledTooOften(again_at):
+                raise TooManyRequests(-((now - again_at) // SECOND))
             case Refused(reason):
                 raise reason
             case unreachable:

@@ -11,8 +11,9 @@ from limits import RateLimitItem, parse
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 
+from gatelodge_server.core.refusals import TooManyRequests
 from gatelodge_server.http.edge import parse_address
-from gatelodge_server.http.problems import TooManyFailures, TooManyRequests
+from gatelodge_server.http.problems import TooManyFailures
 
 _PREFIX: Final = 64
 

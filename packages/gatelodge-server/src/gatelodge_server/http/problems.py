@@ -31,6 +31,7 @@ STATUSES: Final[Mapping[str, int]] = {
     "token_not_found": 404,
     "token_ended": 409,
     "invalid_verification_code": 401,
+    "too_many_requests": 429,
     "signing_key_not_found": 404,
     "signing_key_in_use": 409,
     # of the request
@@ -40,7 +41,6 @@ STATUSES: Final[Mapping[str, int]] = {
     "head_too_large": 431,
     "invalid_fields": 422,
     "too_many_failures": 429,
-    "too_many_requests": 429,
     "internal_error": 500,
 }
 
@@ -96,17 +96,6 @@ class TooManyFailures(Fault):
 
     code = "too_many_failures"
     detail = "Too many failed attempts from this address. Check the credential, then try again after `Retry-After` seconds."
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__()
-        self.retry_after = retry_after
-
-
-class TooManyRequests(Fault):
-    """An address has asked too often for what costs others something, such as their attention."""
-
-    code = "too_many_requests"
-    detail = "Too many requests of this kind from this address. Try again after `Retry-After` seconds."
 
     def __init__(self, retry_after: int) -> None:
         super().__init__()

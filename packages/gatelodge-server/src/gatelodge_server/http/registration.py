@@ -15,6 +15,7 @@ from gatelodge_server.core.refusals import (
     InvalidVerificationCode,
     KeyEnded,
     NotAllowed,
+    TooManyRequests,
 )
 from gatelodge_server.core.registration import NewRegistration, Registrations, VerifiedKey
 from gatelodge_server.core.secrets import Secret
@@ -22,7 +23,7 @@ from gatelodge_server.http.attempts import Attempts
 from gatelodge_server.http.fields import Agreement, IntendedUse, Name, RegistrantEmail, WebsiteUrl
 from gatelodge_server.http.guard import Guard
 from gatelodge_server.http.operation import Answer, Call, Operation
-from gatelodge_server.http.problems import InvalidIdempotencyKey, NotFound, TooManyFailures, TooManyRequests
+from gatelodge_server.http.problems import InvalidIdempotencyKey, NotFound, TooManyFailures
 from gatelodge_server.http.sessions import CREDENTIAL_REFUSALS, rfc3339
 from gatelodge_server.log import log
 
@@ -244,13 +245,20 @@ class RegistrationRoutes:
                 description=(
                     "Exchange the API key of the request for a new one. It ends at once, or after `overlapSeconds`. Sent "
                     "again with the same key and the same `Idempotency-Key` within ten minutes, while the new key is unused, "
-                    "it gives the same answer."
+                    "it gives the same answer. A partner gets at most 30 new keys in an hour."
                 ),
                 handler=self.rotate,
                 body=RotateOwnKeyBody,
                 body_optional=True,
                 answers={200: PartnerKeyAnswer},
-                refusals=(*_REFUSALS, KeyEnded, IdempotencyKeyReused, IdempotencyKeySpent, InvalidIdempotencyKey),
+                refusals=(
+                    *_REFUSALS,
+                    KeyEnded,
+                    IdempotencyKeyReused,
+                    IdempotencyKeySpent,
+                    InvalidIdempotencyKey,
+                    TooManyRequests,
+                ),
                 credential=_CREDENTIAL,
                 idempotent_by_key=True,
             ),

@@ -9,9 +9,10 @@ from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
 
 from gatelodge.errors import InvalidCredential
 from gatelodge_server.core.credentials import judge_key, judge_standing
-from gatelodge_server.core.model import Credential, EndCause, Holder, Instant, MailKind, PartnerStatus, Standing
-from gatelodge_server.core.ports import Done, Refused, Replay, Rolled, RolledBefore
+from gatelodge_server.core.model import HOUR, Credential, EndCause, Holder, Instant, MailKind, PartnerStatus, Standing
+from gatelodge_server.core.ports import Done, Refused, Replay, Rolled, RolledBefore, RolledTooOften
 from gatelodge_server.core.refusals import IdempotencyKeySpent, KeyEnded, KeyNotFound, NotAllowed, PartnerDeactivated
+from gatelodge_server.core.registration import KEYS_AN_HOUR
 from gatelodge_server.store.outbox import queue_notice
 from gatelodge_server.store.replays import find_replay, keep_replay
 from gatelodge_server.store.tables import AnyRow, company, credential, partner, replay, verification
@@ -181,7 +182,7 @@ def roll_own_key(
     ends_at: Instant,
     asked: Replay | None,
     now: Instant,
-) -> Rolled | RolledBefore | Refused:
+) -> Rolled | RolledBefore | RolledTooOften | Refused:
     """Put a new key in the place of the one that is presented, or say what was put there when the same was asked before."""
     if judge_key(find_keys(connection, [key_id])[0], digest, now) is not InvalidCredential:
         note_first_use(connection, [key_id], now)
@@ -198,12 +199,23 @@ def roll_own_key(
         return Refused(NotAllowed)
     if old.end_cause is EndCause.ROTATED:
         return Refused(KeyEnded)  # it lives on in an overlap, and has its one successor
+    again_at = _next_key_at(connection, old.partner_id, now)
+    if again_at is not None:
+        return RolledTooOften(again_at)
     fresh, by = replace(replacement, partner_id=old.partner_id), f"partner:{old.partner_id}"
     insert_key(connection, fresh)
     keep_replay(connection, asked, fresh)
     done = end_keys(connection, [old], ends_at=ends_at, cause=EndCause.ROTATED, now=now, by=by, detail=fresh.masked)
     tell_of_rotation(connection, old, fresh, ends_at=ends_at, now=now, sequence=done.sequence)
     return Rolled(old.partner_id, done.sequence)
+
+
+def _next_key_at(connection: Connection, partner_id: str, now: Instant) -> Instant | None:
+    """When a partner that has had ``KEYS_AN_HOUR`` keys in the last hour may have another. ``None``: now."""
+    own = select(credential.c.created_at).where(credential.c.partner_id == partner_id, credential.c.company_id.is_(None))
+    newest = own.where(credential.c.created_at > now - HOUR).order_by(credential.c.created_at.desc()).limit(KEYS_AN_HOUR)
+    made = connection.execute(newest).scalars().all()
+    return made[-1] + HOUR if len(made) == KEYS_AN_HOUR else None
 
 
 def _find_own_replay(

@@ -46,6 +46,7 @@ from gatelodge_server.core.ports import (
     Replay,
     Rolled,
     RolledBefore,
+    RolledTooOften,
     SessionStanding,
     UsageMark,
 )
@@ -181,7 +182,7 @@ class SqlStore:
         ends_at: Instant,
         replay: Replay | None,
         now: Instant,
-    ) -> Rolled | RolledBefore | Refused:
+    ) -> Rolled | RolledBefore | RolledTooOften | Refused:
         return await self._driver.write(keys.roll_own_key, key_id, digest, replacement, ends_at, replay, now)
 
     async def revoke_key(self, key_id: str, *, now: Instant, by: str) -> Done | Refused:

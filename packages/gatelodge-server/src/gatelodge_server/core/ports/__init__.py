@@ -13,7 +13,7 @@ from typing import Protocol
 from gatelodge_server.core.ports.common import Done, Reason, Refused, Replay
 from gatelodge_server.core.ports.companies import CompanyOutcome, CompanyStore, Created, Replayed
 from gatelodge_server.core.ports.deployment import DeploymentStore
-from gatelodge_server.core.ports.partners import PartnerStore, Rolled, RolledBefore
+from gatelodge_server.core.ports.partners import PartnerStore, Rolled, RolledBefore, RolledTooOften
 from gatelodge_server.core.ports.quotas import LastUse, Lease, QuotaAsk, QuotaStore, UsageMark
 from gatelodge_server.core.ports.registration import (
     Challenge,
@@ -86,6 +86,7 @@ __all__ = [
     "Replayed",
     "Rolled",
     "RolledBefore",
+    "RolledTooOften",
     "Sealer",
     "Sent",
     "SessionStanding",

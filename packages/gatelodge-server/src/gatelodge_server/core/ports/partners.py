@@ -24,6 +24,14 @@ class RolledBefore:
     sealed: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class RolledTooOften:
+    """The partner has had so many new keys in the last hour (``registration.KEYS_AN_HOUR``) that nothing was changed."""
+
+    again_at: Instant
+    """When the next one may be asked for."""
+
+
 class PartnerStore(Protocol):
     """Where partners, tiers and API keys live."""
 
@@ -92,7 +100,7 @@ class PartnerStore(Protocol):
         ends_at: Instant,
         replay: Replay | None,
         now: Instant,
-    ) -> Rolled | RolledBefore | Refused:
+    ) -> Rolled | RolledBefore | RolledTooOften | Refused:
         """As ``roll_key``, at the wish of who presents the key: it is judged (``credentials.judge_key``) by this very verb.
 
         The same asked again with the same Idempotency-Key is answered although the key has ended. ``replacement`` belongs to
