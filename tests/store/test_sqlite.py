@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from gatelodge.errors import Unavailable
 from gatelodge_server.core.ports import Opened
+from gatelodge_server.store.sqlite import LOCK_TIMEOUT
 from gatelodge_server.store.tables import tier
 
 FULL_DISK = Path(__file__).with_name("full_disk.py")
@@ -185,6 +187,31 @@ async def test_r72_a_file_locked_for_too_long_is_unavailable_and_works_again_onc
         other.communicate(b"\n")
     assert isinstance(await store.open_session(a_login(key)), Opened)
     assert backend.count("session") == 1
+
+
+async def test_r72_nobody_waits_for_a_locked_file_longer_than_one_lock_timeout(backend, driver):
+    """Whoever comes while others wait for it does not wait their time as well."""
+    loop = asyncio.get_running_loop()
+    waited = []
+
+    async def write():
+        queued_at = loop.time()
+        with pytest.raises(Unavailable):
+            await driver.write(add_tier)
+        waited.append(loop.time() - queued_at)
+
+    with closing(sqlite3.connect(backend.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        first = [asyncio.create_task(write()) for _ in range(4)]
+        while not first[0].done():
+            await asyncio.wait(first, timeout=LOCK_TIMEOUT / 2)
+            if len(waited) == 0:
+                first += [asyncio.create_task(write()) for _ in range(4)]
+        await asyncio.gather(*first)
+        other.execute("ROLLBACK")
+    assert len(waited) >= 8
+    assert max(waited) < LOCK_TIMEOUT + 1
+    await driver.write(add_tier)  # and none of them was done
 
 
 async def test_r72_a_full_disk_acknowledges_nothing_and_works_again_once_there_is_room(tmp_path):

@@ -6,15 +6,16 @@ Everything that is particular to SQLite stands here, so that the verbs need not 
   until it commits. Where other databases lock rows (``FOR UPDATE``), SQLAlchemy leaves the clause out here;
 - WAL and ``synchronous=FULL``: a commit returns when its frames are on the disk;
 - a transaction that has appended to the change sequence rings the bell (``store/bell.py``) before its caller hears of it;
-- after any fault the connections are thrown away: what a failed fsync has left in a page cache is not to be trusted.
+- after any fault the connections are thrown away: what a failed fsync has left in a page cache is not to be trusted;
+- a transaction begins within ``LOCK_TIMEOUT`` of being asked for, or never (``store/waiting.py``): each waits for the lock with
+  what is left of its own time, so that those behind it in the line do not wait theirs one after the other.
 """
 
-import asyncio
 import contextlib
+import math
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
@@ -25,12 +26,13 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from gatelodge.errors import Unavailable
 from gatelodge_server.store.bell import Bell
 from gatelodge_server.store.trail import LAST_CHANGE
+from gatelodge_server.store.waiting import WaitingLine
 
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 
 LOCK_TIMEOUT: Final = 5.0
-"""Seconds for which a writer waits for the writer of another process."""
+"""Seconds for which a transaction waits, in the line and for the writer of another process together."""
 UPGRADE_TIMEOUT: Final = 60.0
 """The same, for whoever starts while others upgrade the schema."""
 _READERS: Final = 2
@@ -76,8 +78,8 @@ class SqliteDriver:
     def __init__(self, path: Path, *, on_fault: Callable[[str], None], bell_at: Callable[[Path], Bell] = Bell) -> None:
         self._writer = sqlite_engine(path)
         self._reader = sqlite_engine(path, begin="BEGIN", readers=_READERS)
-        self._writing = ThreadPoolExecutor(1, thread_name_prefix="store-write")
-        self._reading = ThreadPoolExecutor(_READERS, thread_name_prefix="store-read")
+        self._writing = WaitingLine(1, name="store-write", patience=LOCK_TIMEOUT, on_late=self._tell_late)
+        self._reading = WaitingLine(_READERS, name="store-read", patience=LOCK_TIMEOUT, on_late=self._tell_late)
         self._on_fault = on_fault
         self._bell_at = bell_at
         self._bell_path = path.with_name(path.name + "-bell")
@@ -105,7 +107,7 @@ class SqliteDriver:
         **kwargs: Arguments.kwargs,
     ) -> Result:
         """Run ``verb`` in a transaction; it is on the disk when this returns. Raises ``Unavailable``."""
-        return await self._in_thread(self._writing, self._writer, verb, *args, **kwargs)
+        return await self._in_line(self._writing, self._writer, verb, *args, **kwargs)
 
     async def read(
         self,
@@ -114,20 +116,25 @@ class SqliteDriver:
         **kwargs: Arguments.kwargs,
     ) -> Result:
         """Run ``verb``, which only reads, over one snapshot. Raises ``Unavailable``."""
-        return await self._in_thread(self._reading, self._reader, verb, *args, **kwargs)
+        return await self._in_line(self._reading, self._reader, verb, *args, **kwargs)
 
-    async def _in_thread(
+    def _tell_late(self) -> None:
+        self._on_fault("no turn in time")
+
+    async def _in_line(
         self,
-        pool: ThreadPoolExecutor,
+        line: WaitingLine,
         engine: Engine,
         verb: Callable[Concatenate[Connection, Arguments], Result],
         *args: Arguments.args,
         **kwargs: Arguments.kwargs,
     ) -> Result:
-        def transaction() -> Result:
+        def transaction(left: float) -> Result:
             bell = self._bell or self._hang_bell()  # before anything is done that nobody would hear of
             with self._faults(engine), engine.connect() as connection:
                 connection.info.pop(LAST_CHANGE, None)
+                # Past SQLAlchemy, which would begin for it.
+                connection.connection.cursor().execute(f"PRAGMA busy_timeout = {math.ceil(left * 1000)}")
                 with connection.begin():
                     outcome = verb(connection, *args, **kwargs)
                 sequence = connection.info.pop(LAST_CHANGE, None)
@@ -135,7 +142,7 @@ class SqliteDriver:
                 bell.ring(sequence)
             return outcome
 
-        return await asyncio.get_running_loop().run_in_executor(pool, transaction)
+        return await line(transaction)
 
     @contextlib.contextmanager
     def _faults(self, engine: Engine) -> Iterator[None]:
@@ -150,8 +157,8 @@ class SqliteDriver:
 
     async def close(self) -> None:
         """Finish what has begun and let go of the file."""
-        for pool in (self._writing, self._reading):
-            await asyncio.to_thread(pool.shutdown)
+        for line in (self._writing, self._reading):
+            await line.close()
         for engine in (self._reader, self._writer):
             engine.dispose()
         if self._bell is not None:
