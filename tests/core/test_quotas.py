@@ -37,9 +37,12 @@ STEPS = st.lists(
 
 
 @given(STEPS, st.integers(1, 40), st.integers(1, 120))
-def test_r78_whatever_is_asked_and_given_back_no_window_is_ever_overdrawn(steps, per_hour, per_day):
+def test_r78_whatever_is_asked_and_given_back_no_window_is_overdrawn_unless_a_wrong_clock_was_put_right(
+    steps, per_hour, per_day
+):
     tier, taken, now = Tier("any", per_hour, per_day), None, DAY_AT + DAY
     leases, held = [], []
+    hours_left = days_left = 1  # how often a window can have been entered: once, and after each wrong clock
     for want, passing, returns, how_many in steps:
         now += passing
         unused = (0, 0, 0)
@@ -53,17 +56,49 @@ def test_r78_whatever_is_asked_and_given_back_no_window_is_ever_overdrawn(steps,
         assert 0 <= lease.granted <= want
         assert lease[2:] == taken
         assert taken.hour_starts_at % HOUR == taken.day_starts_at % DAY == 0
-        assert 0 <= taken.hour_starts_at - taken.day_starts_at < DAY
-        if before is not None:
-            assert taken.hour_starts_at >= before.hour_starts_at
+        assert now - HOUR < taken.hour_starts_at <= now + HOUR
+        assert now - DAY < taken.day_starts_at <= now + DAY
+        if before is not None and taken.hour_starts_at < before.hour_starts_at:
+            assert before.hour_starts_at > now + HOUR
+            assert taken.hour_taken - lease.granted >= before.hour_taken - unused[0]
+            hours_left += 1
+        if before is not None and taken.day_starts_at < before.day_starts_at:
+            assert before.day_starts_at > now + DAY
+            assert taken.day_taken - lease.granted >= before.day_taken - unused[0]
+            days_left += 1
         leases.append(lease)
         held.append(lease.granted)
         hours, days = Counter(), Counter()
         for each, out in zip(leases, held, strict=True):
             hours[each.hour_starts_at] += out
             days[each.day_starts_at] += out
-        assert max(hours.values()) <= per_hour
-        assert max(days.values()) <= per_day
+        assert max(hours.values()) <= per_hour * hours_left
+        assert max(days.values()) <= per_day * days_left
+
+
+@pytest.mark.parametrize("offset", AROUND)
+@pytest.mark.parametrize("length", [HOUR, DAY])
+def test_a_later_window_is_heeded_if_it_is_the_next_one_at_most(length, offset):
+    """A clock that was days ahead for one request does not lock a partner out for days."""
+    tier, now = Tier("any", 1_000, 1_000), DAY_AT + DAY - offset
+    ahead = now + length + offset
+    hour_at, day_at = (ahead, ahead - ahead % DAY) if length == HOUR else (now - now % HOUR, ahead)
+    taken, lease = judge_ask(Taken(hour_at, 7, day_at, 7), QuotaAsk(ACME, 3, now), tier)
+    start, count = (taken.hour_starts_at, taken.hour_taken) if length == HOUR else (taken.day_starts_at, taken.day_taken)
+    assert start == (ahead if offset <= 0 else now - now % length)
+    assert (count, lease.granted) == (10, 3)
+
+
+async def test_r78_after_one_request_by_a_clock_that_was_days_ahead_each_hour_and_day_has_its_own_again(node, store):
+    node.clock.forward(9 * DAY)
+    assert await node.let_in(1) == 1
+    node.clock.forward(-9 * DAY)
+    await node.be_idle()
+    for passed, allowed in ((0, 99), (HOUR, 100), (DAY, 100)):
+        node.clock.now = START + passed
+        node.monotonic.forward(1)
+        assert await node.let_in(150) == allowed
+        await node.be_idle()
 
 
 def test_a_first_ask_opens_the_windows():

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from gatelodge.errors import InvalidCredential, QuotaExceeded, Unavailable
 from gatelodge.rates import RateWindow, rate_headers, seconds_left
-from gatelodge_server.core.model import DAY, HOUR, SECOND, Clock, Instant, Tier
+from gatelodge_server.core.model import DAY, HOUR, SECOND, Clock, Duration, Instant, Tier
 from gatelodge_server.core.ports import Lease, QuotaAsk, QuotaStore
 from gatelodge_server.core.refusals import PartnerNotFound
 from gatelodge_server.core.usage import UsageLedger, UseKind
@@ -57,14 +57,13 @@ class Taken(NamedTuple):
 def judge_ask(taken: Taken | None, ask: QuotaAsk, tier: Tier) -> tuple[Taken, Lease]:
     """What an ask gets, and how the windows stand then.
 
-    A window never goes back: who asks by a clock that is behind is counted in the later window. What comes back unused counts
-    for the window that it was taken from, if that is still the present one.
+    Who asks by a clock that is behind is counted in the later window, if that is the next one. One further ahead was opened by
+    a clock that was wrong: the present window takes its place, and what was taken of it counts in this one. What comes back
+    unused counts for the window that it was taken from, if that is still the present one.
     """
     before = taken or Taken(0, 0, 0, 0)
-    hour_at = max(before.hour_starts_at, ask.now - ask.now % HOUR)
-    day_at = max(before.day_starts_at, ask.now - ask.now % DAY)
-    hour = before.hour_taken if before.hour_starts_at == hour_at else 0
-    day = before.day_taken if before.day_starts_at == day_at else 0
+    hour_at, hour = _present(before.hour_starts_at, before.hour_taken, ask.now, HOUR)
+    day_at, day = _present(before.day_starts_at, before.day_taken, ask.now, DAY)
     if ask.unused_hour_at == hour_at:
         hour = max(0, hour - ask.unused)
     if ask.unused_day_at == day_at:
@@ -72,6 +71,16 @@ def judge_ask(taken: Taken | None, ask: QuotaAsk, tier: Tier) -> tuple[Taken, Le
     granted = max(0, min(ask.want, tier.requests_per_hour - hour, tier.requests_per_day - day))
     after = Taken(hour_at, hour + granted, day_at, day + granted)
     return after, Lease(granted, tier, *after)
+
+
+def _present(starts_at: Instant, taken: int, now: Instant, length: Duration) -> tuple[Instant, int]:
+    """The window that counts at ``now``, and how much of it is taken, by the one that the store has."""
+    present = now - now % length
+    if starts_at < present:
+        return present, 0
+    if starts_at > now + length:
+        return present, taken
+    return starts_at, taken
 
 
 # --- how a partner stands -------------------------------------------------------------------------------------------------

@@ -54,8 +54,9 @@ class QuotaStore(Protocol):
     async def lease_quota(self, ask: QuotaAsk) -> Lease | None:
         """Take up to ``want`` requests out of the partner's present hour and day (by UTC); ``None`` if there is no partner.
 
-        Over all nodes and for ever, no more is granted in a window than the tier allows. Windows never go back: an ask from
-        a clock that is behind is counted in the window that the store is in. Micro-batched.
+        Over all nodes, no more is granted in a window than the tier allows, as long as no clock is wrong by more than a
+        window: an ask from one that is behind is counted in the window that the store is in. A window further ahead than the
+        next is not heeded (``quotas.judge_ask``). Micro-batched.
         """
         ...
 
