@@ -169,6 +169,27 @@ async def test_r40_a_rotated_key_works_until_its_overlap_ends(lodge, offset):
             await lodge.credentials.authenticate(key)
 
 
+async def test_a_key_rotated_without_an_overlap_stays_dead_when_the_clock_is_set_back(lodge):
+    _, key = await lodge.new_partner()
+    await lodge.credentials.rotate(id_of(key), overlap=0, by="test")
+    for lodge.clock.now in (START, START - 1, START - HOUR):
+        with pytest.raises(CredentialRotated):
+            await lodge.credentials.authenticate(key)
+
+
+async def test_an_overlap_that_was_cut_short_does_not_come_back_when_the_clock_is_set_back(lodge):
+    await lodge.new_partner()
+    details = CompanyDetails(company_name="Müller GmbH", country="DE", tax_number="12/345/67890")
+    company = await lodge.companies.create("acme-motors", details, idempotency_key=None)
+    await lodge.companies.rotate_key("acme-motors", company.company_id, overlap=HOUR, idempotency_key=None)
+    lodge.clock.now = START + 10
+    await lodge.credentials.authenticate(company.api_key)
+    await lodge.companies.rotate_key("acme-motors", company.company_id, overlap=0, idempotency_key=None)
+    for lodge.clock.now in (START + 10, START + 9, START):
+        with pytest.raises(CredentialRotated):
+            await lodge.credentials.authenticate(company.api_key)
+
+
 async def test_a_companys_key_stays_a_companys_when_it_is_rotated(lodge):
     await lodge.new_partner()
     details = CompanyDetails(company_name="Müller GmbH", country="DE", tax_number="12/345/67890")

@@ -58,6 +58,10 @@ def found(session=SESSION, standing=LIVE):
         ({"ends_at": START + 1, "end_cause": EndCause.ROTATED}, None),
         # Revoked is revoked, even if the clock has been set back behind the moment of it.
         ({"ends_at": START + 1, "end_cause": EndCause.REVOKED}, CredentialRevoked),
+        # And so is what was rotated without an overlap. An overlap ends by the clock.
+        ({"ends_at": START + 9, "rotated_at": START + 8, "end_cause": EndCause.ROTATED}, None),
+        ({"ends_at": START + 9, "rotated_at": START + 9, "end_cause": EndCause.ROTATED}, CredentialRotated),
+        ({"ends_at": START + 9, "rotated_at": START + 10, "end_cause": EndCause.ROTATED}, CredentialRotated),
         (ENDED | {"end_cause": EndCause.EXPIRED}, CredentialExpired),
         (ENDED | {"end_cause": EndCause.ROTATED}, CredentialRotated),
         (ENDED | {"end_cause": EndCause.REVOKED}, CredentialRevoked),

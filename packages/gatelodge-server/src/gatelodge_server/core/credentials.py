@@ -60,6 +60,8 @@ def judge_standing(standing: Standing, now: Instant) -> type[Rejected] | None:
     """Why a genuine holder may not come in at ``now``; ``None`` if it may."""
     if standing.end_cause is EndCause.REVOKED:
         return CredentialRevoked  # at once and for good: a clock that is set back brings no revoked key to life
+    if standing.end_cause is EndCause.ROTATED and _had_no_overlap(standing):
+        return CredentialRotated  # and neither one whose holder was told that it is refused from now on
     if standing.ends_at is not None and now >= standing.ends_at:
         return END_REASONS[standing.end_cause or EndCause.REVOKED]
     if standing.company_gone or standing.partner_status is PartnerStatus.DEACTIVATED:
@@ -67,6 +69,10 @@ def judge_standing(standing: Standing, now: Instant) -> type[Rejected] | None:
     if standing.partner_status is PartnerStatus.SUSPENDED:
         return PartnerSuspended
     return None
+
+
+def _had_no_overlap(standing: Standing) -> bool:
+    return standing.ends_at is not None and standing.rotated_at is not None and standing.ends_at <= standing.rotated_at
 
 
 def judge_key(standing: Standing | None, digest: bytes, now: Instant) -> type[Rejected] | None:

@@ -258,8 +258,8 @@ def end_keys(
 ) -> Done:
     """Let keys end, at the latest at ``ends_at``; what has ended before ends no later. A step of the sequence for each.
 
-    A revocation is written even where a key has ended already: one that was rotated comes to life again when a clock is set
-    back, one that was revoked never. Nothing overwrites a revocation, not even one that is committed meanwhile.
+    A revocation is written even where a key has ended already: an overlap that was over comes to life again when a clock is
+    set back, what was revoked never. Nothing overwrites a revocation, not even one that is committed meanwhile.
     """
     sequence = 0
     for key in keys:
@@ -268,7 +268,8 @@ def end_keys(
         if is_later:
             values["ends_at"] = ends_at
         if cause is EndCause.ROTATED:
-            values["rotated_at"] = func.coalesce(credential.c.rotated_at, now)
+            # An overlap that is cut short now is none any more, and must not come back with a clock that is set back.
+            values["rotated_at"] = now if ends_at <= now else func.coalesce(credential.c.rotated_at, now)
         if is_later or cause is EndCause.REVOKED:
             connection.execute(update(credential).where(credential.c.id == key.id, _IS_NOT_REVOKED).values(values))
         sequence = append_change(connection, "credential", key.id, now)
