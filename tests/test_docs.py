@@ -1,7 +1,13 @@
 """What the documentation says is held to what is so."""
 
+import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+
+from harness import Server, clean_environment
 
 from gatelodge_server.settings import OPTIONS
 
@@ -27,6 +33,36 @@ separated by commas. The master key is no setting: it is read from `DIR/master.k
 
 def test_the_page_of_settings_lists_the_settings_that_there_are():
     assert (ROOT / "docs" / "settings.md").read_text() == settings_page()
+
+
+def test_the_commands_of_the_readme_work_when_they_are_pasted_one_block_after_another(tmp_path):
+    blocks = re.findall(r"^```\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    blocks = [block for block in blocks if "curl" in block]
+    assert len(blocks) == 3
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "gatelodge").symlink_to(Path(sys.executable).with_name("gatelodge"))
+    bash = shutil.which("bash")
+    assert bash
+    answers = []
+    with Server(tmp_path / "gatelodge-data", "--sample-api") as server:
+        for block in blocks:
+            done = subprocess.run(
+                [bash, "-c", "set -euo pipefail\n" + block.replace(":8443/", f":{server.port}/")],
+                cwd=tmp_path,
+                env=clean_environment(),
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=120,
+            )
+            assert done.returncode == 0, done.stderr
+            answers.append([json.loads(line) for line in done.stdout.replace("}{", "}\n{").splitlines()])
+    nothing_yet = {"companies": [], "nextCursor": None}
+    (first,), (registered, call, usage), (plans,) = answers
+    assert first == call == nothing_yet
+    assert registered["contactEmail"] == "dev@globex.example"
+    assert (usage["partnerId"], usage["status"]) == ("globex", "active")
+    assert plans["plans"]
 
 
 def test_every_link_between_the_pages_leads_somewhere():
