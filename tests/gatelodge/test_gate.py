@@ -437,6 +437,54 @@ async def test_fifty_at_once_are_fifty_callers_and_their_answers_are_their_own(g
     }
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_r25_whoever_is_revoked_while_the_request_is_counted_is_refused(api, gatehouse, kind):
+    async def count_slowly(who, scope):
+        await asyncio.sleep(0)
+        gatehouse.end(kind, CredentialRevoked)
+        return RATES
+
+    answer = await knock(Gate(api, verifier=gatehouse.verifier, count=count_slowly), bearer(gatehouse.credentials[kind]))
+    assert (answer.code, api.scopes) == ("credential_revoked", [])
+
+
+async def test_the_api_hears_of_what_has_changed_while_the_request_was_counted(api, gatehouse):
+    async def count_slowly(who, scope):
+        gatehouse.book.keys[gatehouse.KEY] = a_grant(caller("api-key", tier="gold"))
+        gatehouse.book.change("credential", "k3yk3yk3yk3y")
+        return RATES
+
+    await knock(Gate(api, verifier=gatehouse.verifier, count=count_slowly), bearer(gatehouse.KEY))
+    assert caller_of(api.scope).tier == "gold"
+
+
+# --- The API's own answer ---
+
+
+async def test_what_the_gate_says_is_said_once_whatever_the_api_says_of_it(gatehouse, counter):
+    theirs = [(b"x-request-id", b"theirs"), (b"RateLimit", b"theirs"), (b"sunset", b"theirs"), (b"vary", b"a"), (b"vary", b"b")]
+    gate = Gate(Api(headers=theirs), verifier=gatehouse.verifier, count=counter)
+    answer = await knock(gate, bearer(gatehouse.KEY), (b"x-request-id", b"one"))
+    # A sunset of the API's own stays: the credential has none.
+    assert answer.start["headers"] == [*theirs[2:], (b"x-request-id", b"one"), *RATES]
+
+
+@pytest.mark.parametrize("headers", [{}, {"headers": []}, {"headers": [(b"vary", b"accept")]}])
+async def test_an_answer_that_an_api_sends_again_and_again_stays_as_it_is(gatehouse, counter, headers):
+    start = {"type": "http.response.start", "status": 204, **headers}
+    before = {name: list(value) if name == "headers" else value for name, value in start.items()}
+
+    async def app(scope, receive, send):
+        await send(start)
+        await send({"type": "http.response.body", "body": b""})
+
+    gate = Gate(app, verifier=gatehouse.verifier, count=counter)
+    for _ in range(2):
+        answer = await knock(gate, bearer(gatehouse.KEY))
+        assert answer.all("ratelimit") == ['"hour";r=9;t=60']
+    assert start == before
+
+
 def test_a_body_limit_is_a_number_of_bytes(api, gatehouse):
     with pytest.raises(ValueError, match="bytes"):
         Gate(api, verifier=gatehouse.verifier, body_limit=-1)

@@ -302,7 +302,7 @@ async def test_r39_the_caller_is_as_it_is_when_the_body_has_come(gate, api, gate
 GOOD_TYPES = [
     b"application/json", b"Application/JSON", b"application/json; charset=utf-8", b'application/json;charset="UTF-8"',
     b"application/json ; CHARSET = us-ascii", b"application/vnd.acme.v1+json", b"application/merge-patch+json; charset=utf-8",
-    b"application/json; profile=x", b" application/json ",
+    b"application/json; profile=x", b" application/json ", b"application/json; charset=utf8", b'application/json; charset="UTF8"',
 ]  # fmt: skip
 OTHER_TYPES = [
     None, b"", b"text/plain", b"text/json", b"application/x-www-form-urlencoded", b"multipart/form-data; boundary=x",
@@ -344,9 +344,7 @@ async def test_a_compressed_body_is_not_looked_into_and_so_refused(ask, api, enc
     assert (None if answer.status == 200 else answer.code) == code
 
 
-@pytest.mark.parametrize(
-    "content_type", [None, b"text/plain", b"multipart/form-data; boundary=x", b"application/json; charset=utf-16"]
-)
+@pytest.mark.parametrize("content_type", [None, b"text/plain", b"multipart/form-data; boundary=x", b"application/jsonp"])
 async def test_other_bodies_are_passed_on_unread_where_the_owner_said_so(api, gatehouse, content_type):
     gate = Gate(api, verifier=gatehouse.verifier, other_bodies="pass", body_limit=10)
     typed = [] if content_type is None else [(b"content-type", content_type)]
@@ -355,3 +353,27 @@ async def test_other_bodies_are_passed_on_unread_where_the_owner_said_so(api, ga
     assert (answer.status, api.bodies) == (200, [b"".join(pieces)])
     assert (await knock(gate, bearer(gatehouse.KEY), JSON, body=b'{"partner":"zeta"}')).code == "body_too_large"
     assert (await knock(gate, bearer(gatehouse.KEY), JSON, body=b'{"a":NaN}')).code == "malformed_json"
+
+
+@pytest.mark.parametrize("mode", ["refuse", "pass"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"content-type", b"application/json; charset=utf-16")],
+        [(b"content-type", b"application/vnd.acme+json; charset=latin-1")],
+        [(b"content-type", b"application/json; charset=utf-7; charset=utf-8")],
+        [JSON, (b"content-encoding", b"gzip")],
+        [JSON, (b"content-encoding", b"identity, br")],
+    ],
+)
+async def test_json_that_we_do_not_read_is_never_passed_on_unread(api, gatehouse, mode, headers):
+    gate = Gate(api, verifier=gatehouse.verifier, other_bodies=mode)
+    for body in ('{"partner":"zeta"}'.encode("utf-16"), b'{"partner":"acme-motors"}'):
+        answer = await knock(gate, bearer(gatehouse.KEY), *headers, body=body)
+        assert (answer.status, answer.code, api.scopes) == (415, "unsupported_media_type", [])
+
+
+async def test_another_body_may_be_compressed_where_it_is_passed_on(api, gatehouse):
+    gate = Gate(api, verifier=gatehouse.verifier, other_bodies="pass")
+    headers = [(b"content-type", b"text/plain"), (b"content-encoding", b"gzip")]
+    assert (await knock(gate, bearer(gatehouse.KEY), *headers, body=b"\x1f\x8b")).status == 200

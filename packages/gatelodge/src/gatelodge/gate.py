@@ -5,7 +5,7 @@ What happens to a request, in order; whoever fails at one step hears of none of 
 1. Plain HTTP is refused: a credential that came over it must not even be looked at.
 2. The credential is taken from `Authorization: Bearer` or `R-Auth`, and ``Verifier`` says whose it is.
 3. A body is read whole and its `partner`, if it names one, must be the caller's (``named_partners``).
-4. The request is counted against the caller's quota.
+4. The request is counted against the caller's quota. After this, as after the body, the caller is judged again.
 5. The API is called, with the ``Caller`` in its scope (``caller_of``), the body as it was sent, and no header of ours that
    somebody else has written. Its answer gets the rate headers, and a notice if the credential is about to end.
 
@@ -62,7 +62,7 @@ _LIES: Final = frozenset(
     for parts in product(*((b"-", b"_") if part == b"-" else (part,) for part in re.split(rb"(-)", name)))
 )
 _JSON_TYPE: Final = re.compile(rb"application/(?:[a-z0-9!#$&^_.-]+\+)?json")
-_UTF8: Final = re.compile(rb"""\s*charset\s*=\s*"?(?:utf-8|us-ascii)"?\s*""")
+_UTF8: Final = re.compile(rb"""\s*charset\s*=\s*"?(?:utf-?8|us-ascii)"?\s*""")
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _PARTNER_FIELD: Final = "partner"
 _SECURE: Final = frozenset({"https", "wss"})
@@ -120,8 +120,8 @@ class Gate:
     """Lets in whom the verifier knows, and nobody else. An ASGI application around ``app``.
 
     ``count`` counts quotas; without it nothing is counted. ``body_limit`` is in bytes. ``other_bodies`` says what becomes of
-    a body that is not said to be JSON in UTF-8: it is refused, or passed on unread, and then the API must never look for a
-    partner in it.
+    a body that is not said to be JSON: it is refused, or passed on unread, and then the API must never look for a partner in
+    it. One that is said to be JSON, but in another charset than UTF-8 or compressed, is refused in any case.
     """
 
     def __init__(
@@ -168,9 +168,13 @@ class Gate:
             await self._app(scope, receive, send)
             return
 
+        ours = {name for name, _ in added}
+
         async def send_marked(message: Message) -> None:
             if message["type"] in _ANSWERS:
-                message["headers"] = [*message.get("headers", ()), *added]
+                # A new one, for the API may send its own again; and what we say is said once, by us.
+                theirs = [pair for pair in message.get("headers", ()) if pair[0].lower() not in ours]
+                message = {**message, "headers": theirs + added}
             await send(message)
 
         await self._app(scope, receive, send_marked)
@@ -193,12 +197,17 @@ class Gate:
                 receive = _without_body(receive)
         if not _LIES.isdisjoint([name for name, _ in headers]):
             scope["headers"] = [pair for pair in headers if pair[0] not in _LIES]
-        return receive, () if self._count is None else await self._count(caller, scope)
+        if self._count is None:
+            return receive, ()
+        rates = await self._count(caller, scope)
+        # As a body may, so may a count: it asks a store. What is remembered is found at once.
+        scope[CALLER] = await self._verifier.verify_async(credential)
+        return receive, rates
 
     async def _check_body(self, headers: Sequence[tuple[bytes, bytes]], receive: Receive, caller: Caller) -> Receive:
         """Read the body and judge what it says; a ``receive`` that gives it again."""
-        is_json = _is_json(headers)
-        if not is_json and self._other_bodies == "pass":
+        sort = _sort_of_body(headers)
+        if sort == "other" and self._other_bodies == "pass":
             return receive
         length = _only(headers, b"content-length")
         if length is not None:
@@ -207,7 +216,7 @@ class Gate:
             if int(length[:18]) > self._body_limit:
                 raise BodyTooLarge(self._body_limit)
         body = await _collect(receive, self._body_limit)
-        if body and not is_json:
+        if body and sort != "json":
             raise UnsupportedMediaType
         if body:
             _judge(body, caller)
@@ -274,15 +283,15 @@ def _only(headers: Sequence[tuple[bytes, bytes]], wanted: bytes) -> bytes | None
     return values.pop() if values else None
 
 
-def _is_json(headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    """Whether the body is said to be JSON, in UTF-8 and not compressed: else others may read in it what we do not."""
+def _sort_of_body(headers: Sequence[tuple[bytes, bytes]]) -> Literal["json", "unreadable", "other"]:
+    """What the body is said to be: JSON in UTF-8, not compressed; JSON in which others may read what we do not; or other."""
     media_type, *parameters = (_only(headers, b"content-type") or b"").lower().split(b";")
     if _JSON_TYPE.fullmatch(media_type.strip()) is None:
-        return False
+        return "other"
     charsets = [parameter for parameter in parameters if parameter.strip().startswith(b"charset")]
     if not all(_UTF8.fullmatch(charset) for charset in charsets):
-        return False
-    return (_only(headers, b"content-encoding") or b"identity").lower() == b"identity"
+        return "unreadable"
+    return "json" if (_only(headers, b"content-encoding") or b"identity").lower() == b"identity" else "unreadable"
 
 
 @lru_cache(maxsize=1024)  # the same for each request of a credential
