@@ -60,6 +60,7 @@ def test_with_nothing_configured_it_is_this(monkeypatch, tmp_path):
         registration_limit="120/hour",
         verification_failure_limit="20/minute",
         mails_per_address=5,
+        mails_per_address_daily=15,
         mails_overall=1000,
         smtp=None,
         smtp_user="",
@@ -187,6 +188,7 @@ def test_what_is_not_said_follows_from_what_is(load):
         "registration_limit": ["", "120", "120/lightyear"],
         "verification_failure_limit": ["", "20"],
         "mails_per_address": ["", "0", "100001", "-1", "1.5", "many"],
+        "mails_per_address_daily": ["", "0", "100001"],
         "mails_overall": ["", "0", "100001"],
         "smtp": [
             "mail.example.com",

@@ -542,6 +542,9 @@ def test_r63_an_address_is_sent_so_many_mails_an_hour(narrow_server, at):
     assert [register(client, to).status_code for _ in range(3)] == [202] * 3
     code_for(narrow_server, client, address())
     assert len(mails_to(narrow_server, to)) == 2
+    lines = [json.loads(line) for line in narrow_server.log_path.read_text().splitlines() if "registration.limited" in line]
+    (limited,) = [line for line in lines if line["address"] == "127.0.7.1"]
+    assert (limited["event"], limited["limit"]) == ("registration.limited", "mails_per_address")
 
 
 def test_where_registration_is_switched_off_nothing_is_there_but_for_partners(tmp_path):

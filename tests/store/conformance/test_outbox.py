@@ -76,7 +76,7 @@ async def test_r64_codes_are_claimed_before_whatever_else_waits_however_long(que
     codes = (MailKind.VERIFICATION, MailKind.RECOVERY)
     notices = await queue(*(a_mail(kind, expires_at=START + WEEK) for kind in MailKind if kind not in codes))
     newer = await queue(*(a_mail(kind, created_at=START + SECOND) for kind in codes))
-    assert ids(await claim(now=START + SECOND, limit=2)) == ids(newer)
+    assert set(ids(await claim(now=START + SECOND, limit=2))) == set(ids(newer))
     assert set(ids(await claim(now=START + SECOND))) == set(ids(notices))
 
 

@@ -13,9 +13,11 @@ from gatelodge.errors import CredentialRevoked, CredentialRotated, InvalidCreden
 from gatelodge_server.core.credentials import judge_standing
 from gatelodge_server.core.model import DAY, HOUR, MINUTE, EndCause, MailKind, Origin, PartnerStatus
 from gatelodge_server.core.ports import (
+    Begun,
     Challenge,
     Confirmed,
     Created,
+    Limited,
     MailLimits,
     Opened,
     Refused,
@@ -35,8 +37,8 @@ from gatelodge_server.core.refusals import (
 from gatelodge_server.store.tables import metadata
 
 ADDRESS = "dev@acme.example"
-LIMITS = MailLimits(per_address=5, overall=1000)
-PLENTY = MailLimits(per_address=100_000, overall=100_000)
+LIMITS = MailLimits(per_address=5, overall=1000, per_address_daily=15)
+PLENTY = MailLimits(per_address=100_000, overall=100_000, per_address_daily=100_000)
 INVALID = Refused(InvalidVerificationCode)
 TTL = 10 * MINUTE
 
@@ -45,6 +47,11 @@ async def begin(store, address=ADDRESS, *, limits=PLENTY, recovery="on", **chang
     registration = a_registration(address, **changes)
     await store.begin_registration(registration, limits=limits, recovery=recovery)
     return registration
+
+
+async def asked(store, address=ADDRESS, *, limits=LIMITS, recovery="on", **changes):
+    """What the log is told of a registration."""
+    return await store.begin_registration(a_registration(address, **changes), limits=limits, recovery=recovery)
 
 
 async def claimed(store, address=ADDRESS, *, now=START):
@@ -174,8 +181,34 @@ async def test_r63_an_address_has_so_many_mails_an_hour(store, offset):
 async def test_r63_all_addresses_together_have_so_many_mails_an_hour(store, offset):
     for number in range(3):
         await begin(store, f"dev{number}@acme.example")
-    await begin(store, now=START + HOUR + offset, limits=MailLimits(5, 3))
+    await begin(store, now=START + HOUR + offset, limits=MailLimits(5, 3, per_address_daily=100_000))
     assert len(await mails(store, now=START + HOUR + offset)) == (3 if offset < 0 else 4)
+
+
+@pytest.mark.parametrize("offset", AROUND)
+async def test_r63_an_address_has_so_many_mails_in_a_day(store, offset):
+    for number in range(15):
+        assert await asked(store, now=START + number * HOUR) == Begun(MailKind.VERIFICATION)
+    assert await asked(store, now=START + DAY - HOUR) == Limited("mails_per_address_daily")
+    assert await asked(store, "other@acme.example", now=START + DAY - HOUR) == Begun(MailKind.VERIFICATION)
+    expected = Limited("mails_per_address_daily") if offset < 0 else Begun(MailKind.VERIFICATION)
+    assert await asked(store, now=START + DAY + offset) == expected
+
+
+async def test_r63_no_flood_of_new_addresses_keeps_a_partner_from_its_recovery_nor_the_other_way_round(store):
+    await registered(store)
+    limits = LIMITS._replace(overall=2)
+    assert await asked(store, "one@acme.example", limits=limits) == Begun(MailKind.VERIFICATION)
+    assert await asked(store, "two@acme.example", limits=limits) == Limited("mails_overall")
+    assert [await asked(store, limits=limits) for _ in range(3)] == [Begun(MailKind.RECOVERY)] * 2 + [Limited("mails_overall")]
+
+
+async def test_who_is_sent_nothing_is_told_to_the_log_and_why(store):
+    await registered(store)
+    assert await asked(store, limits=LIMITS._replace(per_address=1)) == Limited("mails_per_address")
+    assert await asked(store, recovery="off") == Limited("recovery")
+    await store.set_partner_status("acme-motors", PartnerStatus.SUSPENDED, now=START, by="test")
+    assert await asked(store) == Begun(MailKind.SUSPENDED)
 
 
 async def test_r63_notices_are_no_mails_of_registration(store, key):
@@ -183,7 +216,7 @@ async def test_r63_notices_are_no_mails_of_registration(store, key):
         newer = a_key()
         await store.roll_key(key.id, newer, ends_at=START, now=START, by="test")
         key = newer
-    await begin(store, limits=MailLimits(1, 1))
+    await begin(store, limits=MailLimits(1, 1, per_address_daily=100_000))
     assert await kinds(store) == {MailKind.KEY_ROTATED: 3, MailKind.VERIFICATION: 1}
 
 
@@ -203,8 +236,8 @@ async def test_r62_whatever_is_known_of_an_address_the_transaction_goes_to_the_d
 
     done, _ = await registered(store)
     assert await writes(begin(store, recovery="off"))
-    assert await writes(begin(store, limits=MailLimits(1, 1000)))
-    assert await writes(begin(store, "unknown@acme.example", limits=MailLimits(1, 1)))
+    assert await writes(begin(store, limits=MailLimits(1, 1000, per_address_daily=100_000)))
+    assert await writes(begin(store, "unknown@acme.example", limits=MailLimits(1, 1, per_address_daily=100_000)))
     assert await writes(begin(store, "unknown@acme.example"))
     for address in (ADDRESS, "nobody@acme.example"):
         for now in (START, START + TTL):

@@ -197,7 +197,7 @@ def assemble(
             rules=RegistrationRules(
                 tier=settings.registration_tier,
                 recovery=settings.recovery,
-                limits=MailLimits(settings.mails_per_address, settings.mails_overall),
+                limits=MailLimits(settings.mails_per_address, settings.mails_overall, settings.mails_per_address_daily),
             ),
             on_mail_queued=mailer.wake,
         ),

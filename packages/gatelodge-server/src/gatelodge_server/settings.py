@@ -71,6 +71,7 @@ class Settings:
     registration_limit: str
     verification_failure_limit: str
     mails_per_address: int
+    mails_per_address_daily: int
     mails_overall: int
     smtp: MailServer | None
     smtp_user: str
@@ -224,7 +225,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "registration_limit": Option("120/hour", _limit, "registrations per sender's address before 429"),
     "verification_failure_limit": Option("20/minute", _limit, "wrong codes per sender's address before 429"),
     "mails_per_address": Option("5", _whole(1, _MAILS_MAX), "mails that registration may cause in an hour to one address"),
-    "mails_overall": Option("1000", _whole(1, _MAILS_MAX), "mails that registration may cause in an hour to all addresses"),
+    "mails_per_address_daily": Option("15", _whole(1, _MAILS_MAX), "the same in 24 hours"),
+    "mails_overall": Option(
+        "1000",
+        _whole(1, _MAILS_MAX),
+        "mails that registration may cause in an hour to all new addresses, and recovery to all partners",
+    ),
     "smtp": Option(
         "",
         _mail_server,
@@ -333,6 +339,7 @@ def _settle(values: Mapping[str, Any], stated: frozenset[str]) -> Settings:
         registration_limit=values["registration_limit"],
         verification_failure_limit=values["verification_failure_limit"],
         mails_per_address=values["mails_per_address"],
+        mails_per_address_daily=values["mails_per_address_daily"],
         mails_overall=values["mails_overall"],
         smtp=values["smtp"],
         smtp_user=values["smtp_user"],

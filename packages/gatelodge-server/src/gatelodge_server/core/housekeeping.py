@@ -15,7 +15,7 @@ from gatelodge_server.core.ports import QuotaStore, RegistrationStore, SessionSt
 ENDED_SESSIONS_KEPT: Final[Duration] = DAY
 USAGE_KEPT: Final[Duration] = 400 * DAY
 ENDED_MAILS_KEPT: Final[Duration] = 7 * DAY
-"""So that somebody can be told what became of theirs. The limits of registration count those of the last hour."""
+"""So that somebody can be told what became of theirs. The limits of registration count those of the last day."""
 _SLICE: Final = 500
 _PAUSE: Final = 0.1
 """Seconds between two slices: others want to write too."""

@@ -40,10 +40,12 @@ from gatelodge_server.core.model import (
     Tier,
 )
 from gatelodge_server.core.ports import (
+    Begun,
     Challenge,
     Confirmation,
     Confirmed,
     Digester,
+    Limited,
     MailLimits,
     PartnerStore,
     Recovery,
@@ -178,6 +180,13 @@ class RegistrationRules:
     limits: MailLimits
 
 
+class Registering(NamedTuple):
+    """What became of a registration. ``outcome`` is for the log alone: the asker is told the same of every address."""
+
+    expires_at: Instant
+    outcome: Begun | Limited
+
+
 class VerifiedKey(NamedTuple):
     """A partner's new key, to be shown this once."""
 
@@ -225,8 +234,8 @@ class Registrations:
         self._rules = rules
         self._on_mail_queued = on_mail_queued
 
-    async def register(self, new: NewRegistration) -> Instant:
-        """Send a code to an address, if it is to have one; when that code expires. Nothing tells whether it was sent."""
+    async def register(self, new: NewRegistration) -> Registering:
+        """Send a code to an address, if it is to have one. The asker is told when that code expires, sent or not."""
         now = self._clock()
         address = canonical_address(new.contact_email)
         expires_at = now + CODE_TTL
@@ -247,9 +256,10 @@ class Registrations:
             mail_id=mail_id,
             mail_secret=self._sealer.seal(code.reveal().encode("ascii"), label=mail_secret_label(mail_id)),
         )
-        await self._store.begin_registration(registration, limits=self._rules.limits, recovery=self._rules.recovery)
+        rules = self._rules
+        outcome = await self._store.begin_registration(registration, limits=rules.limits, recovery=rules.recovery)
         self._on_mail_queued()
-        return expires_at
+        return Registering(expires_at, outcome)
 
     async def verify(self, contact_email: str, code: Secret) -> VerifiedKey:
         """Exchange a code for a partner's key. Raises ``InvalidVerificationCode`` for whatever is not right with it."""
@@ -282,10 +292,10 @@ class Registrations:
             old.id, old.digest, issued.credential, ends_at=now + overlap, replay=replay, now=now
         )
         match outcome:
-            case Rolled(partner_id):
+            case Rolled(partner_id, tier):
                 self._on_mail_queued()
                 key = issued.text
-            case RolledBefore(partner_id, sealed):
+            case RolledBefore(partner_id, tier, sealed):
                 key = Secret(self._sealer.open(sealed, label=caller or b"").decode("ascii"))
             case RolledTooOften(again_at):
                 raise TooManyRequests(-((now - again_at) // SECOND))
@@ -293,30 +303,31 @@ class Registrations:
                 raise reason
             case unreachable:
                 assert_never(unreachable)
-        return VerifiedKey(key, partner_id, (await self._registrant(partner_id)).tier)
+        return VerifiedKey(key, partner_id, tier)
 
     async def describe(self, partner_id: str, key_id: str) -> Standing:
         """What there is to say of a partner and of one of its keys."""
         key = await self._store.get_key(key_id)
         if key is None:
             raise KeyNotFound
-        return Standing(await self._registrant(partner_id), key)
+        registrant = await self._store.find_registrant(partner_id)
+        if registrant is None:
+            raise PartnerNotFound
+        return Standing(registrant, key)
 
-    async def deactivate(self, partner_id: str) -> int:
-        """End a partner for good, at its own wish. The change's sequence number."""
-        by = f"partner:{partner_id}"
-        match await self._store.set_partner_status(partner_id, PartnerStatus.DEACTIVATED, now=self._clock(), by=by):
+    async def deactivate(self, presented: Secret) -> str:
+        """End the partner of the presenter of a key, for good. The partner's id.
+
+        Raises a ``Rejected``; ``NotAllowed`` for a company's key, and for a partner that has not registered itself: what a
+        partner manager has made, one API key that got out does not end.
+        """
+        key = self._credentials.recognise(presented)
+        match await self._store.deactivate_own(key.id, key.digest, now=self._clock()):
             case Refused(reason):
                 raise reason
             case done:
                 self._on_mail_queued()
-                return done.sequence
-
-    async def _registrant(self, partner_id: str) -> Registrant:
-        found = await self._store.find_registrant(partner_id)
-        if found is None:
-            raise PartnerNotFound
-        return found
+                return done.partner_id
 
     async def _confirm(self, address: str, code: Secret, challenge: Challenge, now: Instant) -> VerifiedKey:
         issued = self._credentials.issue(challenge.partner_id or "", None, now)

@@ -8,6 +8,7 @@ import msgspec
 
 from gatelodge.errors import NoCredential, Unavailable
 from gatelodge_server.core.model import SECOND, Tier
+from gatelodge_server.core.ports import Limited
 from gatelodge_server.core.quotas import Quotas, WindowUse
 from gatelodge_server.core.refusals import (
     IdempotencyKeyReused,
@@ -142,8 +143,12 @@ class RegistrationRoutes:
             website_url=body.website_url,
             intended_use=body.intended_use,
         )
-        expires_at = await self._registrations.register(new)
-        log.info("registration.begun", address=call.address, request_id=call.request_id)
+        expires_at, outcome = await self._registrations.register(new)
+        match outcome:
+            case Limited(by):
+                log.warning("registration.limited", limit=by, address=call.address, request_id=call.request_id)
+            case _:
+                log.info("registration.begun", address=call.address, request_id=call.request_id)
         return Answer(HTTPStatus.ACCEPTED, RegisterAnswer(str(body.contact_email), rfc3339(expires_at)))
 
     async def verify(self, call: Call, body: VerifyBody) -> Answer:
@@ -187,12 +192,12 @@ class RegistrationRoutes:
         return Answer(HTTPStatus.OK, answer)
 
     async def deactivate(self, call: Call, _: None) -> Answer:
-        """End the caller's partner."""
-        await self._registrations.deactivate(call.holder.partner_id)
+        """End the caller's partner. The key is judged by the verb that ends it: whoever is suspended stays suspended."""
+        partner_id = await self._registrations.deactivate(await self._guard.unjudged_key(call))
         log.info(
             "partner.deactivated",
-            partner=call.holder.partner_id,
-            credential=call.holder.credential_id,
+            partner=partner_id,
+            credential=call.subject,
             address=call.address,
             request_id=call.request_id,
         )
@@ -278,12 +283,15 @@ class RegistrationRoutes:
                 path=_PATH,
                 tag=_TAG,
                 summary="Deactivate the partner",
-                description="End the partner, its companies, API keys and sessions for good. Its address may register anew.",
+                description=(
+                    "End the partner, its companies, API keys and sessions for good. Its address may register anew. Only for "
+                    "partners that have registered themselves: one that a partner manager has made gets 403 "
+                    "`insufficient_scope`, and asks the manager."
+                ),
                 handler=self.deactivate,
                 answers={204: None},
                 refusals=_REFUSALS,
                 credential=_CREDENTIAL,
-                admit=self._guard.partner_key,
             ),
         ]
 

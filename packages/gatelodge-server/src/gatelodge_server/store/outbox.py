@@ -25,14 +25,15 @@ _MAIL = select(
 )
 
 
-def queue_mail(connection: Connection, mail: Mail) -> None:
-    """Queue a mail, due at once."""
+def queue_mail(connection: Connection, mail: Mail, *, address: str | None = None) -> None:
+    """Queue a mail, due at once. ``address``: the canonical one that it counts against (``begin_registration``)."""
     connection.execute(
         insert(outbox),
         {
             "id": mail.id,
             "kind": mail.kind.value,
             "recipient": mail.recipient,
+            "address": address,
             "facts": json.dumps(dict(mail.facts)),
             "sealed": mail.sealed,
             "created_at": mail.created_at,

@@ -8,16 +8,18 @@ import contextlib
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from gatelodge_server.core.credentials import judge_standing
 from gatelodge_server.core.mails import NOTICE_TTL
 from gatelodge_server.core.model import DAY, HOUR, EndCause, Instant, MailKind, Origin, Partner, PartnerStatus, Tier
 from gatelodge_server.core.ports import (
+    Begun,
     Challenge,
     Confirmation,
     Confirmed,
+    Limited,
     Mail,
     MailLimits,
     Recovery,
@@ -25,15 +27,17 @@ from gatelodge_server.core.ports import (
     Registrant,
     Registration,
 )
+from gatelodge_server.core.ports.registration import LimitName
 from gatelodge_server.core.refusals import InvalidVerificationCode, PartnerIdTaken, TierNotFound
-from gatelodge_server.core.registration import CODE_ATTEMPTS, DAY_FAILURES, canonical_address
+from gatelodge_server.core.registration import CODE_ATTEMPTS, DAY_FAILURES
 from gatelodge_server.store.keys import CREDENTIALS, credential_of, end_keys, find_keys, insert_key
 from gatelodge_server.store.outbox import purge_mails, queue_mail, queue_notice
 from gatelodge_server.store.races import insert_unless_there
 from gatelodge_server.store.tables import AnyRow, change, credential, outbox, partner, tier, verification
 from gatelodge_server.store.trail import append_audit, append_change
 
-_MAILS = (MailKind.VERIFICATION, MailKind.RECOVERY, MailKind.SUSPENDED)
+_TO_NEW = (MailKind.VERIFICATION.value,)
+_TO_KNOWN = (MailKind.RECOVERY.value, MailKind.SUSPENDED.value)
 """What registration sends to whoever is named: the only mails that its limits count."""
 _REGISTERED = select(
     partner.c.id, partner.c.name, partner.c.contact_email, partner.c.status, partner.c.registered_address
@@ -52,20 +56,24 @@ _REGISTRANT = select(
 ).select_from(partner.join(tier, tier.c.name == partner.c.tier))
 
 
-def begin_registration(connection: Connection, asked: Registration, limits: MailLimits, recovery: Recovery) -> None:
+def begin_registration(connection: Connection, asked: Registration, limits: MailLimits, recovery: Recovery) -> Begun | Limited:
     """Keep a new code in the place of the one before and queue its mail; or do as much to no effect."""
     found = _lock(connection, asked.address)
     holder = connection.execute(_REGISTERED.where(partner.c.registered_address == asked.address)).one_or_none()
     is_active = holder is not None and holder.status == PartnerStatus.ACTIVE
-    if _is_past(connection, asked, limits) or (is_active and recovery == "off"):
+    past = _limit_past(connection, asked, limits, _TO_NEW if holder is None else _TO_KNOWN)
+    if past is None and is_active and recovery == "off":
+        past = "recovery"
+    if past is not None:
         _write_nothing(connection, asked.address)
-        return
+        return Limited(past)
     if holder is not None and not is_active:
         mail = _mail(asked, MailKind.SUSPENDED, holder)
     else:
         _keep_code(connection, asked, found, holder.id if holder is not None else None)
         mail = _mail(asked, MailKind.VERIFICATION if holder is None else MailKind.RECOVERY, holder)
-    queue_mail(connection, mail)
+    queue_mail(connection, mail, address=asked.address)
+    return Begun(mail.kind)
 
 
 def _mail(asked: Registration, kind: MailKind, holder: AnyRow | None) -> Mail:
@@ -85,18 +93,21 @@ def _mail(asked: Registration, kind: MailKind, holder: AnyRow | None) -> Mail:
     )
 
 
-def _is_past(connection: Connection, asked: Registration, limits: MailLimits) -> bool:
-    """Whether the address, or all of them together, had their mails of the last hour.
+def _limit_past(connection: Connection, asked: Registration, limits: MailLimits, kinds: tuple[str, ...]) -> LimitName | None:
+    """Which limit keeps this mail back, if any. All are counted in any case, so that it takes equally long.
 
-    Recipients are written in many ways that are one mailbox, so those of the same domain are looked at in canonical form;
-    there are never more of them than the overall limit.
+    ``kinds``: what counts against the overall limit. Against an address counts all that registration has sent to it.
     """
-    recent = and_(outbox.c.created_at > asked.now - HOUR, outbox.c.kind.in_([kind.value for kind in _MAILS]))
-    overall = connection.execute(select(func.count()).select_from(outbox).where(recent)).scalar_one()
-    domain = asked.contact_email.rpartition("@")[2]
-    neighbours = select(outbox.c.recipient).where(recent, outbox.c.recipient.endswith("@" + domain, autoescape=True))
-    known = [recipient for (recipient,) in connection.execute(neighbours) if canonical_address(recipient) == asked.address]
-    return overall >= limits.overall or len(known) >= limits.per_address
+    of_address = select(func.count(case((outbox.c.created_at > asked.now - HOUR, 1))), func.count())
+    of_address = of_address.where(outbox.c.address == asked.address, outbox.c.created_at > asked.now - DAY)
+    of_hour, of_day = connection.execute(of_address).one()
+    of_all = select(func.count()).select_from(outbox).where(outbox.c.created_at > asked.now - HOUR, outbox.c.kind.in_(kinds))
+    overall = connection.execute(of_all).scalar_one()
+    if overall >= limits.overall:
+        return "mails_overall"
+    if of_hour >= limits.per_address:
+        return "mails_per_address"
+    return "mails_per_address_daily" if of_day >= limits.per_address_daily else None
 
 
 def _keep_code(connection: Connection, asked: Registration, found: AnyRow | None, partner_id: str | None) -> None:

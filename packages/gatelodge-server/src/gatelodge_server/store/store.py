@@ -23,13 +23,16 @@ from gatelodge_server.core.model import (
     Tier,
 )
 from gatelodge_server.core.ports import (
+    Begun,
     Challenge,
     CompanyOutcome,
     Confirmation,
     Confirmed,
+    Deactivated,
     Done,
     LastUse,
     Lease,
+    Limited,
     LoginAttempt,
     Mail,
     MailLimits,
@@ -185,6 +188,9 @@ class SqlStore:
     ) -> Rolled | RolledBefore | RolledTooOften | Refused:
         return await self._driver.write(keys.roll_own_key, key_id, digest, replacement, ends_at, replay, now)
 
+    async def deactivate_own(self, key_id: str, digest: bytes, *, now: Instant) -> Deactivated | Refused:
+        return await self._driver.write(partners.deactivate_own, key_id, digest, now)
+
     async def revoke_key(self, key_id: str, *, now: Instant, by: str) -> Done | Refused:
         return await self._driver.write(keys.revoke_key, key_id, now, by)
 
@@ -316,8 +322,10 @@ class SqlStore:
 
     # mails
 
-    async def begin_registration(self, registration: Registration, *, limits: MailLimits, recovery: Recovery) -> None:
-        await self._driver.write(registrations.begin_registration, registration, limits, recovery)
+    async def begin_registration(
+        self, registration: Registration, *, limits: MailLimits, recovery: Recovery
+    ) -> Begun | Limited:
+        return await self._driver.write(registrations.begin_registration, registration, limits, recovery)
 
     async def claim_attempt(self, address: str, *, now: Instant) -> Challenge | None:
         return await self._driver.write(registrations.claim_attempt, address, now)

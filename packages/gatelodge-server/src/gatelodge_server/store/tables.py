@@ -230,6 +230,8 @@ outbox = Table(
     Column("id", LargeBinary(16), primary_key=True),
     Column("kind", String(32), nullable=False),
     Column("recipient", String(320), nullable=False),
+    # Of what registration sends: the address in the form in which addresses are compared. Its mails are counted by it.
+    Column("address", String(320)),
     Column("facts", Text, nullable=False),
     # What must not lie about readable: a code. Gone as soon as the mail is sent or given up.
     Column("sealed", LargeBinary),
@@ -244,6 +246,7 @@ outbox = Table(
 _IS_WAITING = outbox.c.ended_at.is_(None)
 Index("ix_outbox_due_at", outbox.c.due_at, sqlite_where=_IS_WAITING, postgresql_where=_IS_WAITING)
 Index("ix_outbox_recipient_created_at", outbox.c.recipient, outbox.c.created_at)
+Index("ix_outbox_address_created_at", outbox.c.address, outbox.c.created_at)
 Index("ix_outbox_created_at", outbox.c.created_at)
 
 quota = Table(

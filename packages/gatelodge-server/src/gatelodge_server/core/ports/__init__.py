@@ -13,14 +13,16 @@ from typing import Protocol
 from gatelodge_server.core.ports.common import Done, Reason, Refused, Replay
 from gatelodge_server.core.ports.companies import CompanyOutcome, CompanyStore, Created, Replayed
 from gatelodge_server.core.ports.deployment import DeploymentStore
-from gatelodge_server.core.ports.partners import PartnerStore, Rolled, RolledBefore, RolledTooOften
+from gatelodge_server.core.ports.partners import Deactivated, PartnerStore, Rolled, RolledBefore, RolledTooOften
 from gatelodge_server.core.ports.quotas import LastUse, Lease, QuotaAsk, QuotaStore, UsageMark
 from gatelodge_server.core.ports.registration import (
+    Begun,
     Challenge,
     Confirmation,
     Confirmed,
     Deferred,
     GivenUp,
+    Limited,
     Mail,
     MailLimits,
     MailOutcome,
@@ -49,6 +51,7 @@ from gatelodge_server.core.ports.trail import Bell, TrailStore
 
 __all__ = [
     "Advanced",
+    "Begun",
     "Bell",
     "Challenge",
     "CompanyOutcome",
@@ -57,6 +60,7 @@ __all__ = [
     "Confirmation",
     "Confirmed",
     "Created",
+    "Deactivated",
     "Deferred",
     "DeploymentStore",
     "Digester",
@@ -64,6 +68,7 @@ __all__ = [
     "GivenUp",
     "LastUse",
     "Lease",
+    "Limited",
     "LoginAttempt",
     "Mail",
     "MailLimits",

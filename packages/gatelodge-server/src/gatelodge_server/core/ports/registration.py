@@ -25,10 +25,31 @@ class Mail(NamedTuple):
 
 
 class MailLimits(NamedTuple):
-    """How many mails registration may cause in an hour."""
+    """How many mails registration may cause."""
 
     per_address: int
+    """To one address in an hour."""
     overall: int
+    """To all addresses in an hour: so many to new ones, and as many to those of partners, whom no flood of the former may lock
+    out."""
+    per_address_daily: int
+    """To one address in 24 hours."""
+
+
+LimitName: TypeAlias = Literal["mails_per_address", "mails_per_address_daily", "mails_overall", "recovery"]
+"""The setting that kept a mail back."""
+
+
+class Begun(NamedTuple):
+    """A mail of this kind has been queued."""
+
+    kind: MailKind
+
+
+class Limited(NamedTuple):
+    """Nothing has changed and nobody is sent anything."""
+
+    by: LimitName
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +147,15 @@ class Registrant:
 class RegistrationStore(Protocol):
     """Where registrations wait for their code, and mails for being sent."""
 
-    async def begin_registration(self, registration: Registration, *, limits: MailLimits, recovery: Recovery) -> None:
+    async def begin_registration(
+        self, registration: Registration, *, limits: MailLimits, recovery: Recovery
+    ) -> Begun | Limited:
         """Keep a new code for the address in place of the one before, and queue its mail.
 
         A new address gets a verification code; one with an active partner that registered itself a recovery code, by mail to
         the address that the partner has on record (nothing if ``recovery`` is off); one whose partner is suspended no code
-        but a mail that says so. Past a limit nothing changes and no mail is queued. The caller cannot tell which it was.
+        but a mail that says so. Past a limit nothing changes and no mail is queued. Which it was is for the log: whoever asked
+        must not see it, nor feel it by the time that it takes.
         """
         ...
 

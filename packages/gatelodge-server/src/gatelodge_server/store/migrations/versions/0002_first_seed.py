@@ -78,6 +78,7 @@ def upgrade() -> None:
         sa.Column("id", sa.LargeBinary(length=16), nullable=False),
         sa.Column("kind", sa.String(length=32), nullable=False),
         sa.Column("recipient", sa.String(length=320), nullable=False),
+        sa.Column("address", sa.String(length=320), nullable=True),
         sa.Column("facts", sa.Text(), nullable=False),
         sa.Column("sealed", sa.LargeBinary(), nullable=True),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
@@ -98,6 +99,7 @@ def upgrade() -> None:
         postgresql_where=sa.text("ended_at IS NULL"),
     )
     op.create_index("ix_outbox_recipient_created_at", "outbox", ["recipient", "created_at"], unique=False)
+    op.create_index("ix_outbox_address_created_at", "outbox", ["address", "created_at"], unique=False)
     op.create_index("ix_outbox_created_at", "outbox", ["created_at"], unique=False)
     op.create_table(
         "quota",
