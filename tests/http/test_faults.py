@@ -134,3 +134,21 @@ def test_r72_a_database_that_cannot_be_read_lets_nobody_in(strict_server, damage
             database.execute(back.format("credential", "vanished"))
             database.close()
         assert log_in(client, partner.key)
+
+
+@pytest.mark.parametrize("headers", [{}, {"headers": [(b"vary", b"accept"), (b"X-Request-Id", b"theirs")]}])
+async def test_what_the_edge_says_is_said_once_and_the_answer_of_an_api_stays_its_own(headers):
+    start = {"type": "http.response.start", "status": 204, **headers}
+    before = {name: list(value) if name == "headers" else value for name, value in start.items()}
+
+    async def fine(scope, receive, send):
+        await send(start)
+        await send({"type": "http.response.body", "body": b""})
+
+    for _ in range(2):
+        sent, raised = await ask_edge(edge_over(fine))
+        assert raised is None
+        names = [name.lower() for name, _ in sent[0]["headers"] if name != b"vary"]
+        assert names == [b"x-request-id", b"x-content-type-options", b"strict-transport-security"]
+        assert dict(sent[0]["headers"])[b"x-request-id"].startswith(b"boot-")
+    assert start == before

@@ -34,6 +34,7 @@ _ADDRESS_MAX: Final = 64
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _NO_SNIFFING: Final = (b"x-content-type-options", b"nosniff")
 _HTTPS_FROM_NOW_ON: Final = (b"strict-transport-security", b"max-age=31536000")
+_OURS: Final = frozenset({b"x-request-id", _NO_SNIFFING[0], _HTTPS_FROM_NOW_ON[0]})
 
 
 class TrustedProxies:
@@ -167,7 +168,9 @@ class Edge:
             nonlocal answers_begun
             if message["type"] == "http.response.start":
                 answers_begun = True
-                message["headers"] = [*message["headers"], *marks]
+                # A new one, for an API may send its own again; and what we say is said once, by us.
+                theirs = [pair for pair in message.get("headers", ()) if pair[0].lower() not in _OURS]
+                message = {**message, "headers": theirs + marks}
             await send(message)
 
         try:
