@@ -100,7 +100,9 @@ async def every_verb_of_registration(store):
     partner_id = (await store.get_key(right.key.id)).partner_id
     await store.find_registrant(partner_id)
     await store.note_first_use(right.key.id, now=START)
-    await store.roll_own_key(right.key.id, right.key.digest, a_key(""), ends_at=START, replay=a_replay(), now=START)
+    newer = a_key("")
+    await store.roll_own_key(right.key.id, right.key.digest, newer, ends_at=START, replay=a_replay(), now=START)
+    await store.deactivate_own(newer.id, newer.digest, now=START)
 
 
 async def every_verb_of_quotas(store, key):
@@ -152,7 +154,6 @@ async def test_what_a_verb_reads_before_it_writes_is_locked_on_postgresql(statem
     locked = {re.search(r"FROM (\w+)", said)[1] for said in locking}
     assert locked == {
         "session",
-        "credential",
         "partner",
         "company",
         "signing_key",
@@ -162,8 +163,14 @@ async def test_what_a_verb_reads_before_it_writes_is_locked_on_postgresql(statem
         "verification",
     }
     # What an access token is issued for must not go meanwhile; before there is a key, the tiers stand for the table of keys.
-    held = {re.search(r"FROM (\w+)\b.*FOR (SHARE|NO KEY UPDATE)", said, re.DOTALL) for said in map(on_postgresql, statements)}
+    # A key is locked against changes, not against sessions that refer to it. A company's partner is held as a new key holds it.
+    held = {
+        re.search(r"FROM (\w+)\b.*FOR (SHARE|NO KEY UPDATE|KEY SHARE)", said, re.DOTALL)
+        for said in map(on_postgresql, statements)
+    }
     assert {match.groups() for match in held if match} == {
+        ("credential", "NO KEY UPDATE"),
+        ("partner", "KEY SHARE"),
         ("partner", "SHARE"),
         ("signing_key", "SHARE"),
         ("tier", "NO KEY UPDATE"),

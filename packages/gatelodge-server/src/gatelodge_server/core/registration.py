@@ -19,10 +19,11 @@ import asyncio
 import hashlib
 import hmac
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol, assert_never
+from typing import Final, Literal, NamedTuple, Protocol, TypeAlias, assert_never
 
 from gatelodge.errors import Unavailable
 from gatelodge_server.core.credentials import Credentials
@@ -36,7 +37,6 @@ from gatelodge_server.core.model import (
     Duration,
     Entropy,
     Instant,
-    PartnerStatus,
     Tier,
 )
 from gatelodge_server.core.ports import (
@@ -124,6 +124,10 @@ def slow_digest(peppered: bytes, salt: bytes) -> bytes:
     return hashlib.scrypt(peppered, salt=salt, n=2**14, r=8, p=1, dklen=32)
 
 
+Purpose: TypeAlias = Literal["register", "verify"]
+"""What a slow digest is made for."""
+
+
 class SlowDigests:
     """Makes the slow digests of codes: in threads, two at once, and for so many callers only as can be served in a while.
 
@@ -134,18 +138,21 @@ class SlowDigests:
     def __init__(self, *, digester: Digester) -> None:
         self._digester = digester
         self._turns = asyncio.Semaphore(_AT_ONCE)
-        self._taken = 0
+        self._taken: Counter[Purpose] = Counter()
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """Take a place in the queue, before anything is decided that would be lost. Raises ``Unavailable`` if it is full."""
-        if self._taken >= _PLACES:
+    def place(self, purpose: Purpose) -> Iterator[None]:
+        """Take a place in the queue, before anything is decided that would be lost. Raises ``Unavailable`` if it is full.
+
+        Each purpose has places of its own: a crowd that registers keeps nobody from using the code that was mailed.
+        """
+        if self._taken[purpose] >= _PLACES:
             raise Unavailable
-        self._taken += 1
+        self._taken[purpose] += 1
         try:
             yield
         finally:
-            self._taken -= 1
+            self._taken[purpose] -= 1
 
     async def digest(self, address: str, code: Secret, salt: bytes) -> bytes:
         """The digest that is stored of an address's code."""
@@ -207,6 +214,10 @@ class RegistrarStore(RegistrationStore, PartnerStore, Protocol):
     """What registration needs of a store."""
 
 
+async def _admit_all() -> None:
+    """Nobody is counted."""
+
+
 class Registrations:
     """Partners that register themselves in one environment, and what they do with their key later."""
 
@@ -234,13 +245,17 @@ class Registrations:
         self._rules = rules
         self._on_mail_queued = on_mail_queued
 
-    async def register(self, new: NewRegistration) -> Registering:
-        """Send a code to an address, if it is to have one. The asker is told when that code expires, sent or not."""
+    async def register(self, new: NewRegistration, *, admit: Callable[[], Awaitable[None]] = _admit_all) -> Registering:
+        """Send a code to an address, if it is to have one. The asker is told when that code expires, sent or not.
+
+        ``admit`` counts the asker's registrations, and raises: only once there is a place, so that a 503 costs nobody a try.
+        """
         now = self._clock()
         address = canonical_address(new.contact_email)
         expires_at = now + CODE_TTL
         code, salt, mail_id = Secret(verification_code(self._entropy)), self._entropy(_SALT_BYTES), uuid7(now, self._entropy)
-        with self._digests.place():
+        with self._digests.place("register"):
+            await admit()
             digest = await self._digests.digest(address, code, salt)
         registration = Registration(
             address=address,
@@ -265,7 +280,7 @@ class Registrations:
         """Exchange a code for a partner's key. Raises ``InvalidVerificationCode`` for whatever is not right with it."""
         now = self._clock()
         address = canonical_address(contact_email)
-        with self._digests.place():
+        with self._digests.place("verify"):
             challenge = await self._store.claim_attempt(address, now=now)
             salt = _NOBODYS_SALT if challenge is None else challenge.salt
             presented = await self._digests.digest(address, code, salt)

@@ -13,7 +13,7 @@ from gatelodge_server.core.ports import CompanyOutcome, Created, Done, Refused, 
 from gatelodge_server.core.refusals import CompanyExists, CompanyNotFound
 from gatelodge_server.store.keys import CREDENTIALS, credential_of, end_keys, insert_key
 from gatelodge_server.store.replays import find_replay, keep_replay
-from gatelodge_server.store.tables import AnyRow, company, credential, replay
+from gatelodge_server.store.tables import AnyRow, company, credential, partner, replay
 from gatelodge_server.store.trail import append_audit, append_change
 
 _DETAILS = tuple(field.name for field in fields(CompanyDetails))
@@ -98,17 +98,21 @@ def roll_company_key(
 
 def delete_company(connection: Connection, partner_id: str, company_id: UUID, now: Instant, by: str) -> Done | Refused:
     """End a company with its keys."""
+    # Replays are locked before companies (``keys.py``). Nobody but the partner itself asks for these answers.
+    of_partner = select(company.c.id).where(company.c.id == company_id.bytes, company.c.partner_id == partner_id)
+    connection.execute(update(replay).where(replay.c.company_id.in_(of_partner)).values(sealed=None))
     if not _lock_company(connection, partner_id, company_id):
         return Refused(CompanyNotFound)
     connection.execute(update(company).where(company.c.id == company_id.bytes).values(deleted_at=now))
     end_keys(connection, _keys_alive(connection, company_id, now), ends_at=now, cause=EndCause.REVOKED, now=now, by=by)
-    connection.execute(update(replay).where(replay.c.company_id == company_id.bytes).values(sealed=None))
     subject = str(company_id)
     append_audit(connection, "company.deleted", now=now, by=by, subject=subject, partner_id=partner_id)
     return Done(append_change(connection, "company", subject, now))
 
 
 def _lock_company(connection: Connection, partner_id: str, company_id: UUID) -> bool:
+    # The partner first: to add a key is to hold it, and `roll_key` locks a partner before a company of it.
+    connection.execute(select(partner.c.id).where(partner.c.id == partner_id).with_for_update(read=True, key_share=True))
     query = select(company.c.id).where(
         company.c.id == company_id.bytes, company.c.partner_id == partner_id, company.c.deleted_at.is_(None)
     )

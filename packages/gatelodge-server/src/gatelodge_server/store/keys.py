@@ -1,4 +1,10 @@
-"""API keys and their standing."""
+"""API keys and their standing.
+
+Locks are taken in one order by every verb of the store, so that no two transactions wait for each other in a circle:
+verification, replay, partner, company, credential. To add a row is also to lock those that it refers to (on PostgreSQL as
+`FOR KEY SHARE`), so a key is added after its partner was locked and before another key is. A verb that is told of a key only
+finds the partner by it first, and reads the key again once it has both.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -9,13 +15,13 @@ from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
 
 from gatelodge.errors import InvalidCredential
 from gatelodge_server.core.credentials import judge_key, judge_standing
-from gatelodge_server.core.model import HOUR, Credential, EndCause, Holder, Instant, MailKind, PartnerStatus, Standing
+from gatelodge_server.core.model import HOUR, Credential, EndCause, Holder, Instant, MailKind, PartnerStatus, Standing, Tier
 from gatelodge_server.core.ports import Done, Refused, Replay, Rolled, RolledBefore, RolledTooOften
 from gatelodge_server.core.refusals import IdempotencyKeySpent, KeyEnded, KeyNotFound, NotAllowed, PartnerDeactivated
 from gatelodge_server.core.registration import KEYS_AN_HOUR
 from gatelodge_server.store.outbox import queue_notice
 from gatelodge_server.store.replays import find_replay, keep_replay
-from gatelodge_server.store.tables import AnyRow, company, credential, partner, replay, verification
+from gatelodge_server.store.tables import AnyRow, company, credential, partner, replay, tier, verification
 from gatelodge_server.store.trail import append_audit, append_change
 
 STANDING_COLUMNS = (
@@ -122,14 +128,18 @@ def insert_key(connection: Connection, key: Credential) -> None:
 def note_first_use(connection: Connection, key_ids: Sequence[str], now: Instant) -> None:
     """These keys are in use: whoever asked for them has them, so no answer that holds one needs to be repeated any more.
 
-    What has been noted before stays. Registrations are locked before keys, as by a recovery (``registration.py``), so
-    that no two wait for each other.
+    What has been noted before stays.
     """
+    forget_answers(connection, key_ids)
+    is_unused = credential.c.first_used_at.is_(None)
+    connection.execute(update(credential).where(credential.c.id.in_(key_ids), is_unused).values(first_used_at=now))
+
+
+def forget_answers(connection: Connection, key_ids: Sequence[str]) -> None:
+    """No answer that holds one of these keys can be asked for any more."""
     for answers in (verification, replay):
         is_readable = answers.c.sealed.is_not(None)
         connection.execute(update(answers).where(answers.c.credential_id.in_(key_ids), is_readable).values(sealed=None))
-    is_unused = credential.c.first_used_at.is_(None)
-    connection.execute(update(credential).where(credential.c.id.in_(key_ids), is_unused).values(first_used_at=now))
 
 
 def get_key(connection: Connection, key_id: str) -> Credential | None:
@@ -151,17 +161,40 @@ def _listed_of(row: AnyRow) -> Credential:
 
 
 def _lock_key(connection: Connection, key_id: str) -> Credential | None:
-    row = connection.execute(CREDENTIALS.where(credential.c.id == key_id).with_for_update()).one_or_none()
+    # Against changes only: sessions and answers may refer to it meanwhile.
+    row = connection.execute(CREDENTIALS.where(credential.c.id == key_id).with_for_update(key_share=True)).one_or_none()
     return credential_of(row) if row is not None else None
+
+
+def lock_presented(connection: Connection, key_id: str, digest: bytes, now: Instant) -> tuple[Credential, Standing] | None:
+    """The key that is presented with its digest, and its standing: its partner and it are locked. ``None``: there is none.
+
+    Its presenter has it: no answer that held it can be asked for any more.
+    """
+    found = find_keys(connection, [key_id])[0]
+    if judge_key(found, digest, now) is InvalidCredential or found is None:
+        return None
+    forget_answers(connection, [key_id])
+    lock_partner(connection, found.holder.partner_id)
+    note_first_use(connection, [key_id], now)
+    old, standing = _lock_key(connection, key_id), find_keys(connection, [key_id])[0]
+    return (old, standing) if old is not None and standing is not None else None
+
+
+def lock_partner(connection: Connection, partner_id: str) -> None:
+    """Keep a partner as it is, and its keys as many as they are, until this transaction is over."""
+    connection.execute(select(partner.c.id).where(partner.c.id == partner_id).with_for_update())
 
 
 def roll_key(
     connection: Connection, key_id: str, replacement: Credential, ends_at: Instant, now: Instant, by: str
 ) -> Done | Refused:
     """Put a new key in the place of a live one."""
-    old = _lock_key(connection, key_id)
-    if old is None:
+    found = get_key(connection, key_id)
+    if found is None:
         return Refused(KeyNotFound)
+    lock_partner(connection, found.partner_id)
+    old = _lock_key(connection, key_id) or found
     if old.end_cause in {EndCause.ROTATED, EndCause.REVOKED} or (old.ends_at is not None and now >= old.ends_at):
         return Refused(KeyEnded)
     standing = find_keys(connection, [key_id])[0]
@@ -184,12 +217,11 @@ def roll_own_key(
     now: Instant,
 ) -> Rolled | RolledBefore | RolledTooOften | Refused:
     """Put a new key in the place of the one that is presented, or say what was put there when the same was asked before."""
-    if judge_key(find_keys(connection, [key_id])[0], digest, now) is not InvalidCredential:
-        note_first_use(connection, [key_id], now)
-    old, standing = _lock_key(connection, key_id), find_keys(connection, [key_id])[0]
-    if old is None or standing is None or judge_key(standing, digest, now) is InvalidCredential:
+    locked = lock_presented(connection, key_id, digest, now)
+    if locked is None:
         return Refused(InvalidCredential)  # nothing below is told to anybody who does not hold the key
-    known = _find_own_replay(connection, asked, old.partner_id, now)
+    old, standing = locked
+    known = _find_own_replay(connection, asked, standing.holder, now)
     if known is not None:
         return known
     reason = judge_standing(standing, now)
@@ -207,7 +239,12 @@ def roll_own_key(
     keep_replay(connection, asked, fresh)
     done = end_keys(connection, [old], ends_at=ends_at, cause=EndCause.ROTATED, now=now, by=by, detail=fresh.masked)
     tell_of_rotation(connection, old, fresh, ends_at=ends_at, now=now, sequence=done.sequence)
-    return Rolled(old.partner_id, done.sequence)
+    return Rolled(old.partner_id, _tier_called(connection, standing.holder.tier), done.sequence)
+
+
+def _tier_called(connection: Connection, name: str) -> Tier:
+    query = select(tier.c.name, tier.c.requests_per_hour, tier.c.requests_per_day).where(tier.c.name == name)
+    return Tier(*connection.execute(query).one())
 
 
 def _next_key_at(connection: Connection, partner_id: str, now: Instant) -> Instant | None:
@@ -219,7 +256,7 @@ def _next_key_at(connection: Connection, partner_id: str, now: Instant) -> Insta
 
 
 def _find_own_replay(
-    connection: Connection, asked: Replay | None, partner_id: str, now: Instant
+    connection: Connection, asked: Replay | None, holder: Holder, now: Instant
 ) -> RolledBefore | Refused | None:
     known = find_replay(connection, asked, now)
     if known is None or isinstance(known, Refused):
@@ -227,7 +264,7 @@ def _find_own_replay(
     made = find_keys(connection, [known.credential_id])[0]
     if made is None or judge_standing(made, now) is not None:
         return Refused(IdempotencyKeySpent)  # a key that lets nobody in is not worth telling
-    return RolledBefore(partner_id, known.sealed)
+    return RolledBefore(holder.partner_id, _tier_called(connection, holder.tier), known.sealed)
 
 
 def tell_of_rotation(

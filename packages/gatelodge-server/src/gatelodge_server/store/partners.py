@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from gatelodge.errors import InvalidCredential
+from gatelodge_server.core.credentials import judge_standing
 from gatelodge_server.core.model import Credential, Instant, MailKind, Origin, Partner, PartnerStatus
-from gatelodge_server.core.ports import Done, Refused
-from gatelodge_server.core.refusals import PartnerDeactivated, PartnerIdTaken, PartnerNotFound, TierNotFound
-from gatelodge_server.store.keys import insert_key
+from gatelodge_server.core.ports import Deactivated, Done, Refused
+from gatelodge_server.core.refusals import NotAllowed, PartnerDeactivated, PartnerIdTaken, PartnerNotFound, TierNotFound
+from gatelodge_server.store.keys import insert_key, lock_presented
 from gatelodge_server.store.outbox import queue_notice
 from gatelodge_server.store.tables import AnyRow, partner, tier
 from gatelodge_server.store.trail import append_audit, append_change
@@ -86,3 +88,22 @@ def set_partner_status(connection: Connection, partner_id: str, status: PartnerS
     if status is PartnerStatus.DEACTIVATED and row.status != PartnerStatus.DEACTIVATED:
         queue_notice(connection, MailKind.DEACTIVATED, partner_id, {}, now=now, sequence=sequence)
     return Done(sequence)
+
+
+def deactivate_own(connection: Connection, key_id: str, digest: bytes, now: Instant) -> Deactivated | Refused:
+    """End a partner at the wish of who presents its key, which is judged while neither can change."""
+    locked = lock_presented(connection, key_id, digest, now)
+    if locked is None:
+        return Refused(InvalidCredential)
+    key, standing = locked
+    reason = judge_standing(standing, now)
+    if reason is not None:
+        return Refused(reason)
+    own = find_partner(connection, key.partner_id)
+    if own is None or own.origin is not Origin.SELF_SERVICE or key.company_id is not None:
+        return Refused(NotAllowed)
+    match set_partner_status(connection, own.id, PartnerStatus.DEACTIVATED, now, by=f"partner:{own.id}"):
+        case Done(sequence):
+            return Deactivated(own.id, sequence)
+        case refused:
+            return refused

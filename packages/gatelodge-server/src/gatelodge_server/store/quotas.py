@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Table, and_, bindparam, delete, or_, select, 
 from gatelodge_server.core.model import Instant, Tier
 from gatelodge_server.core.ports import LastUse, Lease, QuotaAsk, UsageMark
 from gatelodge_server.core.quotas import Taken, judge_ask
-from gatelodge_server.store.keys import note_first_use
+from gatelodge_server.store.keys import forget_answers, note_first_use
 from gatelodge_server.store.races import insert_unless_there
 from gatelodge_server.store.tables import access_token, credential, partner, quota, tier, usage
 
@@ -103,7 +103,11 @@ def _row_of(partner_id: str, taken: Taken) -> dict[str, object]:
 
 
 def note_usage(connection: Connection, marks: Sequence[UsageMark], last_uses: Sequence[LastUse]) -> None:
-    """Add to the usage, and move the marks of last use on."""
+    """Add to the usage, and move the marks of last use on. The order of the locks is that of ``keys.py``."""
+    keys = {use.credential_id: use.at for use in last_uses if use.kind == "key"}
+    unused = connection.execute(_UNUSED, {"ids": list(keys)}).scalars().all() if keys else ()
+    if unused:
+        forget_answers(connection, unused)
     added = sorted(marks)
     if added:
         asked = {"ids": list({mark.partner_id for mark in added}), "hours": list({mark.hour_starts_at for mark in added})}
@@ -129,8 +133,6 @@ def note_usage(connection: Connection, marks: Sequence[UsageMark], last_uses: Se
         ]
         if uses:
             connection.execute(statement, uses)
-    keys = {use.credential_id: use.at for use in last_uses if use.kind == "key"}
-    unused = connection.execute(_UNUSED, {"ids": list(keys)}).scalars().all() if keys else ()
     if unused:
         note_first_use(connection, unused, max(keys[key_id] for key_id in unused))
 

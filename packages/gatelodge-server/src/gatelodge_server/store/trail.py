@@ -61,10 +61,10 @@ def last_change(connection: Connection) -> int:
 
 def forget_replays(connection: Connection, now: Instant) -> None:
     """Blank the sealed keys whose time is over; drop records that are older than a day."""
-    over = replay.c.readable_until <= now
-    connection.execute(update(replay).where(over, replay.c.sealed.is_not(None)).values(sealed=None))
     is_readable = verification.c.sealed.is_not(None)
     connection.execute(update(verification).where(verification.c.expires_at <= now, is_readable).values(sealed=None))
+    over = replay.c.readable_until <= now
+    connection.execute(update(replay).where(over, replay.c.sealed.is_not(None)).values(sealed=None))
     connection.execute(delete(replay).where(replay.c.readable_until <= now - DAY))
 
 

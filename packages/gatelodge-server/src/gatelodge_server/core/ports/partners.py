@@ -10,9 +10,10 @@ from gatelodge_server.core.ports.common import Done, Refused, Replay
 
 @dataclass(frozen=True, slots=True)
 class Rolled:
-    """A key has been replaced; ``partner_id`` is whose it is."""
+    """A key has been replaced; ``partner_id`` is whose it is, and ``tier`` what that allows."""
 
     partner_id: str
+    tier: Tier
     sequence: int
 
 
@@ -21,7 +22,16 @@ class RolledBefore:
     """The same was asked before: this is the key that was made then, sealed."""
 
     partner_id: str
+    tier: Tier
     sealed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Deactivated:
+    """A partner has ended itself."""
+
+    partner_id: str
+    sequence: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +116,14 @@ class PartnerStore(Protocol):
         The same asked again with the same Idempotency-Key is answered although the key has ended. ``replacement`` belongs to
         the partner that the key belongs to; its ``partner_id`` is set by this verb. Refused with a ``Rejected``'s reasons,
         with ``NotAllowed`` for a company's key, or with an Idempotency-Key's reasons.
+        """
+        ...
+
+    async def deactivate_own(self, key_id: str, digest: bytes, *, now: Instant) -> Deactivated | Refused:
+        """Deactivate the partner whose key is presented: the key is judged (``credentials.judge_key``) by this very verb.
+
+        Refused with a ``Rejected``'s reasons, so nobody escapes a suspension; with ``NotAllowed`` for a company's key and for
+        a partner that has not registered itself.
         """
         ...
 
