@@ -1,11 +1,15 @@
 """Failures are counted by address. They make guessing slow, and keep nobody out who has a credential."""
 
+from contextlib import ExitStack
+
 import httpx2
 import pytest
 from outside import add_partner, ask, log_in, outcome, problem, refresh
 
 from gatelodge.wire import checksum
-from gatelodge_server.http.attempts import bucket_of
+from gatelodge_server.core.refusals import TooManyRequests
+from gatelodge_server.http.attempts import Attempts, bucket_of
+from gatelodge_server.http.problems import TooManyFailures
 
 INVALID = (401, "invalid_credential")
 LIMITED = (429, "too_many_failures")
@@ -36,6 +40,32 @@ LIMITED = (429, "too_many_failures")
 )
 def test_r77_an_address_is_counted_under_one_name_in_every_notation(address, bucket):
     assert bucket_of(address) == bucket
+
+
+def test_a_sender_has_four_under_way_at_once_and_those_past_that_take_nothing_from_others():
+    requests = Attempts("100/hour", refusal=TooManyRequests)
+    with ExitStack() as places:
+        for last in range(4):
+            places.enter_context(requests.place(f"2001:db8::{last}"))
+        with pytest.raises(TooManyRequests) as refused, requests.place("2001:db8::9"):
+            pass
+        assert refused.value.retry_after == 1
+        with requests.place("2001:db8:0:1::9"):
+            pass
+    with requests.place("2001:db8::9"):
+        pass
+
+
+async def test_a_sender_has_four_attempts_under_way_at_once_and_the_next_is_not_judged():
+    failures = Attempts("100/hour")
+    with ExitStack() as places:
+        for _ in range(4):
+            places.enter_context(failures.place("192.0.2.1"))
+        with pytest.raises(TooManyFailures):
+            async with failures.attempt("192.0.2.1"):
+                pytest.fail("it was let in")
+        async with failures.attempt("192.0.2.2"):
+            pass
 
 
 @pytest.fixture

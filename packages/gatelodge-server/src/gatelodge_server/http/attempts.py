@@ -3,8 +3,8 @@
 import ipaddress
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 from limits import RateLimitItem, parse
@@ -16,6 +16,8 @@ from gatelodge_server.http.edge import parse_address
 from gatelodge_server.http.problems import TooManyFailures
 
 _PREFIX: Final = 64
+_AT_ONCE: Final = 4
+"""So many of what is slow may one sender have under way, however many places there are: the rest is for others."""
 
 
 def bucket_of(address: str) -> str:
@@ -46,6 +48,19 @@ class Attempts:
         self._wall_clock = wall_clock
         self._under_way: Counter[str] = Counter()
 
+    @contextmanager
+    def place(self, address: str) -> Iterator[None]:
+        """Around what is slow. Raises ``refusal`` while a sender has as much under way as one may; nothing is counted then."""
+        bucket = bucket_of(address)
+        if self._under_way[bucket] >= _AT_ONCE:
+            raise self._refusal(1)
+        self._under_way[bucket] += 1
+        try:
+            yield
+        finally:
+            self._under_way[bucket] -= 1
+            self._under_way += Counter()  # forgets those that are at nought
+
     async def count(self, address: str) -> None:
         """Count what is about to be answered, an ``InvalidCredential`` mostly. Raises ``refusal`` past the limit instead."""
         bucket = bucket_of(address)
@@ -63,12 +78,8 @@ class Attempts:
         window = await self._limiter.get_window_stats(self._limit, bucket)
         if window.remaining <= self._under_way[bucket]:
             raise await self._refuse(bucket)
-        self._under_way[bucket] += 1
-        try:
+        with self.place(address):
             yield
-        finally:
-            self._under_way[bucket] -= 1
-            self._under_way += Counter()  # forgets those that are at nought
 
     async def _refuse(self, bucket: str) -> Exception:
         window = await self._limiter.get_window_stats(self._limit, bucket)

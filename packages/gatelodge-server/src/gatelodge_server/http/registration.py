@@ -1,6 +1,7 @@
 """Registration, and what a partner does with its own key: `/api/v2/Partners/Register…`."""
 
 from collections.abc import Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Final
 
@@ -135,7 +136,6 @@ class RegistrationRoutes:
 
     async def register(self, call: Call, body: RegisterBody) -> Answer:
         """Send a code to an address."""
-        await self._requests.count(call.address)
         new = NewRegistration(
             contact_email=body.contact_email,
             display_name=body.display_name,
@@ -143,7 +143,8 @@ class RegistrationRoutes:
             website_url=body.website_url,
             intended_use=body.intended_use,
         )
-        expires_at, outcome = await self._registrations.register(new)
+        with self._requests.place(call.address):
+            expires_at, outcome = await self._registrations.register(new, admit=partial(self._requests.count, call.address))
         match outcome:
             case Limited(by):
                 log.warning("registration.limited", limit=by, address=call.address, request_id=call.request_id)
