@@ -4,6 +4,8 @@ import base64
 import json
 import re
 import sqlite3
+import subprocess
+import sys
 from datetime import datetime, timedelta
 
 import pytest
@@ -438,6 +440,19 @@ def test_a_running_server_heeds_a_command_at_once(server, client):
 def test_the_program_itself_says_the_same_in_a_process_of_its_own(data):
     done = run_command("partner", "show", "nobody", data=data)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "There is no partner with this id.\n")
+
+
+@pytest.mark.parametrize(
+    ("imported", "needless"),
+    [
+        ("cli", {"sqlalchemy", "structlog", "starlette", "uvicorn", "jinja2", "aiosmtplib", "limits", "rich"}),
+        ("app", {"structlog", "starlette", "uvicorn", "jinja2", "aiosmtplib", "limits", "pycountry", "email_validator"}),
+    ],
+)
+def test_the_help_and_the_commands_do_not_wait_for_what_only_a_server_needs(imported, needless):
+    code = f"import gatelodge_server.{imported}, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert set(done.stdout.split()) & needless == set()
 
 
 # --- what a deployment must have ------------------------------------------------------------------------------------------

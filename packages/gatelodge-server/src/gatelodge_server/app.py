@@ -1,18 +1,14 @@
-"""The assembly: settings become parts, parts become the service. The only file that knows every class."""
+"""The assembly: settings become parts, parts become a deployment. With ``web.py``, the file that knows every class."""
 
 import asyncio
-import importlib
-import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, TypedDict
 
 from slugify import slugify
-from starlette.routing import Route, Router
 
-from gatelodge.gate import App, Gate
 from gatelodge.tokens import TokenRules
 from gatelodge.verify import AccessRing, Verifier
 from gatelodge_server.core.access_tokens import AccessTokens
@@ -26,24 +22,13 @@ from gatelodge_server.core.ports import MailLimits, Store
 from gatelodge_server.core.quotas import Quotas
 from gatelodge_server.core.records import StoreRecords
 from gatelodge_server.core.refresh_tokens import RefreshTokens
-from gatelodge_server.core.refusals import TooManyRequests
 from gatelodge_server.core.registration import RegistrationRules, Registrations
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.core.sessions import Sessions
 from gatelodge_server.core.signing import SigningKeys
 from gatelodge_server.core.tiers import Tiers
-from gatelodge_server.deployment import StartFault, system_clock
-from gatelodge_server.http import problems
-from gatelodge_server.http.attempts import Attempts
-from gatelodge_server.http.companies import CompanyRoutes
-from gatelodge_server.http.edge import Edge, TrustedProxies
-from gatelodge_server.http.guard import Guard
-from gatelodge_server.http.metadata import MetadataRoutes
-from gatelodge_server.http.openapi import pages
-from gatelodge_server.http.operation import Operation
-from gatelodge_server.http.registration import RegistrationRoutes
-from gatelodge_server.http.sessions import SessionRoutes
-from gatelodge_server.http.turnstile import Turnstile, log_refusal
+from gatelodge_server.deployment import system_clock
+from gatelodge_server.http.turnstile import Turnstile
 from gatelodge_server.log import log
 from gatelodge_server.mail.letters import Composer
 from gatelodge_server.mail.mailer import Mailer
@@ -56,8 +41,6 @@ from gatelodge_server.vault import Vault, system_entropy
 SMTP_PASSWORD_VARIABLE = "GATELODGE_SMTP_PASSWORD"  # noqa: S105 - a variable's name
 
 
-_API_PREFIX: Final = "/api/v2/Partners/"
-"""Whatever is below it and is no call of the service itself belongs to the API behind the gate."""
 _REMEMBERED: Final = 8_192
 """How many credentials a process remembers as good: about a kilobyte each."""
 
@@ -247,31 +230,6 @@ def slug_of(name: str) -> str:
     return str(slugify(name, max_length=48, word_boundary=True))
 
 
-def operations_of(lodge: Lodge) -> Sequence[Operation]:
-    """Everything that is served, in the order of the documentation."""
-    guard = Guard(lodge.verifier)
-    settings = lodge.settings
-    attempts = Attempts(settings.login_failure_limit)
-    registration = RegistrationRoutes(
-        registrations=lodge.registrations,
-        quotas=lodge.quotas,
-        guard=guard,
-        requests=Attempts(settings.registration_limit, refusal=TooManyRequests),
-        failures=Attempts(settings.verification_failure_limit),
-    )
-    return [
-        *registration.operations(registration=settings.registration == "on"),
-        *SessionRoutes(sessions=lodge.sessions, guard=guard, attempts=attempts).operations(),
-        *CompanyRoutes(companies=lodge.companies, guard=guard).operations(),
-        *MetadataRoutes(store=lodge.store, signing_keys=lodge.signing_keys, access_keys=lodge.access_keys).operations(),
-    ]
-
-
-def gate_before(app: App, lodge: Lodge) -> Gate:
-    """The gate of this deployment in front of an API."""
-    return Gate(app, verifier=lodge.verifier, count=lodge.turnstile, on_refused=log_refusal)
-
-
 @asynccontextmanager
 async def at_work(lodge: Lodge) -> AsyncIterator[None]:
     """Make the first signing keys, follow changes, keep house, send mails, give back quotas: all that goes on beside requests.
@@ -296,34 +254,3 @@ async def at_work(lodge: Lodge) -> AsyncIterator[None]:
         await lodge.quotas.close()  # which ends `run` too
         await counting
         await lodge.close()
-
-
-def web_app(lodge: Lodge) -> Edge:
-    """The ASGI application of the service, and of the sample API behind its gate if that was asked for."""
-    operations = operations_of(lodge)
-    described = pages(
-        operations,
-        details=problems.details(),
-        environment=lodge.settings.environment,
-        public_url=lodge.settings.public_url,
-    )
-
-    routes = [Route(operation.path, operation, methods=[operation.method]) for operation in operations]
-    routes += [Route(page.path, page, methods=["GET"]) for page in described]
-    return Edge(
-        operations=operations,
-        router=Router(routes, redirect_slashes=False, lifespan=lambda _: at_work(lodge)),
-        proxies=TrustedProxies(lodge.settings.behind_proxy),
-        gated=(_API_PREFIX, gate_before(_sample_api(), lodge)) if lodge.settings.sample_api == "on" else None,
-        boot_id=os.urandom(6).hex(),
-    )
-
-
-def _sample_api() -> App:
-    # An example and no part of this distribution: only whoever asks for it needs it.
-    try:
-        module = importlib.import_module("plans_api.app")
-    except ImportError as fault:
-        raise StartFault("--sample-api needs the sample API: install examples/plans_api") from fault
-    app: App = module.app
-    return app

@@ -10,13 +10,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.console import Console
 
 from gatelodge_server import commands_tiers, commands_tokens  # noqa: F401 - with their import their commands are there
-from gatelodge_server.app import Lodge
 from gatelodge_server.commands import (
     BY,
     GROUPS,
@@ -42,15 +40,12 @@ from gatelodge_server.commands import (
 from gatelodge_server.core.credentials import credential_status
 from gatelodge_server.core.model import Company, Credential, Instant, Partner
 from gatelodge_server.core.partners import DEFAULT_TIER, NewPartner
-from gatelodge_server.deployment import StartFault
-from gatelodge_server.doctor import examine
-from gatelodge_server.http.fields import Email, Name
-from gatelodge_server.http.sessions import rfc3339
-from gatelodge_server.log import configure_log
-from gatelodge_server.serve import Started, WebApp, serve
+from gatelodge_server.log import configure_log, log
 from gatelodge_server.settings import OPTIONS
-from gatelodge_server.store.migrate import HEAD
-from gatelodge_server.vault import MasterKeyFault
+
+if TYPE_CHECKING:
+    from gatelodge_server.app import Lodge
+    from gatelodge_server.serve import Started
 
 _PAGE: Final = 200
 
@@ -66,15 +61,15 @@ def _partner_record(partner: Partner) -> Record:
         "tier": partner.tier,
         "status": partner.status.value,
         "origin": partner.origin.value,
-        "createdAt": rfc3339(partner.created_at),
+        "createdAt": when(partner.created_at),
     }
 
 
 @command(GROUPS["partner"], "add")
 async def partner_add(
-    lodge: Lodge,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="the organisation's name", parser=line_of(Name))],
-    email: Annotated[str, typer.Option(help="whom to write to", parser=line_of(Email))],
+    lodge: "Lodge",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="the organisation's name", parser=line_of("Name"))],
+    email: Annotated[str, typer.Option(help="whom to write to", parser=line_of("Email"))],
     id: Annotated[str | None, typer.Option(help="its id; made from the name unless given", parser=slug)] = None,  # noqa: A002
     tier: Annotated[str, typer.Option(help="its tier")] = DEFAULT_TIER,
 ) -> Record:
@@ -84,13 +79,13 @@ async def partner_add(
 
 
 @command(GROUPS["partner"], "list")
-async def partner_list(lodge: Lodge) -> Sequence[Record]:
+async def partner_list(lodge: "Lodge") -> Sequence[Record]:
     """All partners."""
     return [_partner_record(partner) for partner in await lodge.partners.list_all()]
 
 
 @command(GROUPS["partner"], "show")
-async def partner_show(lodge: Lodge, partner: PartnerId) -> Record:
+async def partner_show(lodge: "Lodge", partner: PartnerId) -> Record:
     """One partner: with what it may use, and with what it said when it registered itself."""
     found = await lodge.partners.get(partner)
     (tier,) = [tier for tier in await lodge.tiers.list_all() if tier.name == found.tier]
@@ -106,19 +101,19 @@ async def partner_show(lodge: Lodge, partner: PartnerId) -> Record:
 
 
 @command(GROUPS["partner"], "suspend")
-async def partner_suspend(lodge: Lodge, partner: PartnerId) -> Record:
+async def partner_suspend(lodge: "Lodge", partner: PartnerId) -> Record:
     """Refuse a partner and its companies until it is resumed. Its sessions end for good."""
     return {"partnerId": partner, "status": "suspended", "sequence": await lodge.partners.suspend(partner, by=BY)}
 
 
 @command(GROUPS["partner"], "resume")
-async def partner_resume(lodge: Lodge, partner: PartnerId) -> Record:
+async def partner_resume(lodge: "Lodge", partner: PartnerId) -> Record:
     """Let a suspended partner in again."""
     return {"partnerId": partner, "status": "active", "sequence": await lodge.partners.resume(partner, by=BY)}
 
 
 @command(GROUPS["partner"], "deactivate")
-async def partner_deactivate(lodge: Lodge, partner: PartnerId) -> Record:
+async def partner_deactivate(lodge: "Lodge", partner: PartnerId) -> Record:
     """End a partner, its companies, keys and sessions, for good."""
     sequence = await lodge.partners.deactivate(partner, by=BY)
     return {"partnerId": partner, "status": "deactivated", "sequence": sequence}
@@ -133,14 +128,14 @@ def _key_record(key: Credential, now: Instant) -> Record:
         "masked": key.masked,
         "companyId": str(key.company_id) if key.company_id else None,
         "status": credential_status(key, now),
-        "createdAt": rfc3339(key.created_at),
+        "createdAt": when(key.created_at),
         "endsAt": when(key.ends_at),
         "lastUsedAt": when(key.last_used_at),
     }
 
 
 @command(GROUPS["key"], "list")
-async def key_list(lodge: Lodge, partner: PartnerId) -> Sequence[Record]:
+async def key_list(lodge: "Lodge", partner: PartnerId) -> Sequence[Record]:
     """The API keys of a partner and of its companies, newest first."""
     now = lodge.clock()
     return [_key_record(key, now) for key in await lodge.credentials.list_for(partner)]
@@ -148,7 +143,7 @@ async def key_list(lodge: Lodge, partner: PartnerId) -> Sequence[Record]:
 
 @command(GROUPS["key"], "rotate")
 async def key_rotate(
-    lodge: Lodge,
+    lodge: "Lodge",
     key: KeyId,
     overlap: Annotated[str, typer.Option(help="for how long the old key works on, such as 1h")] = "0s",
 ) -> Record:
@@ -158,7 +153,7 @@ async def key_rotate(
 
 
 @command(GROUPS["key"], "revoke")
-async def key_revoke(lodge: Lodge, key: KeyId) -> Record:
+async def key_revoke(lodge: "Lodge", key: KeyId) -> Record:
     """End an API key and every session that it started."""
     return {"keyId": key, "status": "revoked", "sequence": await lodge.credentials.revoke(key, by=BY)}
 
@@ -173,12 +168,12 @@ def _company_record(company: Company) -> Record:
         "companyName": details.company_name,
         "country": details.country,
         "taxNumber": details.tax_number,
-        "createdAt": rfc3339(company.created_at),
+        "createdAt": when(company.created_at),
     }
 
 
 @command(GROUPS["company"], "list")
-async def company_list(lodge: Lodge, partner: PartnerId) -> Sequence[Record]:
+async def company_list(lodge: "Lodge", partner: PartnerId) -> Sequence[Record]:
     """The companies of a partner, newest first."""
     await lodge.partners.get(partner)
     found: list[Company] = []
@@ -195,7 +190,7 @@ async def company_list(lodge: Lodge, partner: PartnerId) -> Sequence[Record]:
 
 @command(app, "audit")
 async def audit(
-    lodge: Lodge,
+    lodge: "Lodge",
     partner: Annotated[str | None, typer.Option(help="only what concerns this partner")] = None,
     since: Annotated[str | None, typer.Option(help="only from this time on, such as 2026-06-26T07:56:42+00:00")] = None,
 ) -> Sequence[Record]:
@@ -204,7 +199,7 @@ async def audit(
     return [
         {
             "sequence": event.sequence,
-            "at": rfc3339(event.at),
+            "at": when(event.at),
             "action": event.action,
             "actor": event.actor,
             "partnerId": event.partner_id,
@@ -216,8 +211,10 @@ async def audit(
 
 
 @command(GROUPS["database"], "upgrade")
-async def database_upgrade(lodge: Lodge) -> Record:
+async def database_upgrade(lodge: "Lodge") -> Record:
     """Bring the database to this version's schema. The embedded one is brought there by every command."""
+    from gatelodge_server.store.migrate import HEAD  # noqa: PLC0415
+
     return {"database": str(lodge.settings.database), "version": HEAD}
 
 
@@ -231,6 +228,8 @@ def doctor(
 ) -> None:
     """Look for whatever would keep the service from working, without changing anything."""
     settings = settings_or_exit({"data": data, "database": database, "environment": environment})
+    from gatelodge_server.doctor import examine  # noqa: PLC0415
+
     findings = examine(settings, os.environ)
     show([finding.record() for finding in findings], json_output=json_output)
     if not all(finding.fine for finding in findings):
@@ -267,6 +266,10 @@ def serve_command(
             "environment": environment,
         }
     )
+    from gatelodge_server.deployment import StartFault  # noqa: PLC0415
+    from gatelodge_server.serve import WebApp, serve  # noqa: PLC0415
+    from gatelodge_server.vault import MasterKeyFault  # noqa: PLC0415
+
     try:
         if json_output:
             serve(settings, _announce_json)
@@ -276,7 +279,7 @@ def serve_command(
         refuse(str(fault))
 
 
-def _announce_json(started: Started) -> None:
+def _announce_json(started: "Started") -> None:
     authority = started.certificate.authority if started.certificate is not None else None
     address = {"url": started.settings.public_url, "port": started.settings.port}
     show({**address, "authority": str(authority) if authority else None}, json_output=True)
@@ -288,7 +291,7 @@ def _show_mail(text: str) -> None:
     sys.stdout.flush()
 
 
-def _announce(started: Started) -> None:
+def _announce(started: "Started") -> None:
     settings, certificate = started.settings, started.certificate
     program = shlex.quote(os.path.relpath(sys.argv[0]))
     where = "" if settings.data == Path(OPTIONS["data"].default) else f" --data {shlex.quote(str(settings.data))}"
@@ -296,6 +299,8 @@ def _announce(started: Started) -> None:
         where += f" --database sqlite:///{shlex.quote(str(settings.database))}"
     trust = f"--cacert {shlex.quote(str(certificate.authority))} " if certificate and certificate.authority else ""
     json_field = r"""sed 's/.*"%s": *"\([^"]*\)".*/\1/'"""
+    from rich.console import Console  # noqa: PLC0415
+
     say = Console(soft_wrap=True, highlight=False, markup=False, emoji=False).print
     say(f"Gatelodge ({settings.environment}) is up: {settings.public_url}  (documentation: {settings.public_url}/docs)")
     if certificate is None:
@@ -321,5 +326,5 @@ def _announce(started: Started) -> None:
 def main() -> None:
     """Run the command line."""
     os.umask(0o077)  # the database, its log and the keys are nobody else's to read
-    configure_log()
+    log.before_first_line = configure_log
     app()

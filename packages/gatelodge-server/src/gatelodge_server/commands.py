@@ -2,6 +2,8 @@
 
 ``command`` opens the lodge for it, shows what it answers (a table for people, ``--json`` in the wire's field names for
 programs) and turns a refusal into one line on standard error. Exit code 0: done; 1: refused; 2: used wrongly.
+
+What only some commands need is imported by them when they run: ``--help``, and a mistyped option, need no database.
 """
 
 import asyncio
@@ -11,22 +13,17 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from gatelodge.errors import Rejected, Unavailable
-from gatelodge_server.app import Lodge, assemble, slug_of
 from gatelodge_server.core.model import SECOND, Instant
-from gatelodge_server.core.refusals import Refusal
-from gatelodge_server.deployment import StartFault, load_master_keys, prepare
-from gatelodge_server.http.fields import Line
-from gatelodge_server.http.sessions import rfc3339
 from gatelodge_server.settings import OPTIONS, Settings, SettingsFault, load_settings, parse_duration
-from gatelodge_server.vault import MasterKeyFault, Vault, system_entropy
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from gatelodge_server.app import Lodge
 
 BY: Final = "command line"
 _WIDE: Final = 240
@@ -111,7 +108,13 @@ def settings_or_exit(flags: Mapping[str, str | None]) -> Settings:
         raise typer.Exit(2) from None
 
 
-def _in_lodge(settings: Settings, work: Callable[[Lodge], Awaitable[Record | Sequence[Record]]]) -> Record | Sequence[Record]:
+def _in_lodge(settings: Settings, work: Callable[["Lodge"], Awaitable[Record | Sequence[Record]]]) -> Record | Sequence[Record]:
+    from gatelodge.errors import Rejected, Unavailable  # noqa: PLC0415
+    from gatelodge_server.app import assemble  # noqa: PLC0415
+    from gatelodge_server.core.refusals import Refusal  # noqa: PLC0415
+    from gatelodge_server.deployment import StartFault, load_master_keys, prepare  # noqa: PLC0415
+    from gatelodge_server.vault import MasterKeyFault, Vault, system_entropy  # noqa: PLC0415
+
     async def run() -> Record | Sequence[Record]:
         known = prepare(settings, os.environ)
         lodge = assemble(known, Vault(load_master_keys(known, os.environ), system_entropy))
@@ -139,6 +142,11 @@ def show(answer: Record | Sequence[Record], *, json_output: bool, only_in_json: 
     if json_output:
         print(json.dumps(answer, ensure_ascii=False))  # noqa: T201
         return
+    # A program that asks for JSON need not wait for what a person is shown a table with.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
     if isinstance(answer, Mapping):
         # Not a table: a token is longer than any terminal is wide, and must come out of it without a line break.
@@ -156,12 +164,16 @@ def show(answer: Record | Sequence[Record], *, json_output: bool, only_in_json: 
     console.print(table)
 
 
-def _text(value: object) -> Text:
+def _text(value: object) -> "Text":
+    from rich.text import Text  # noqa: PLC0415
+
     return Text("-" if value is None else str(value))  # and not a string, which would be read as markup
 
 
 def when(instant: Instant | None) -> str | None:
     """An instant as the wire tells it."""
+    from gatelodge_server.http.sessions import rfc3339  # noqa: PLC0415
+
     return None if instant is None else rfc3339(instant)
 
 
@@ -182,12 +194,15 @@ def duration_of(text: str) -> int:
         raise typer.BadParameter(str(fault)) from None
 
 
-def line_of(kind: type[Line]) -> Callable[[str], str]:
-    """What checks an argument, from the type that checks the same in a request."""
+def line_of(kind: str) -> Callable[[str], str]:
+    """What checks an argument, from the type of ``http.fields`` with this name, which checks the same in a request."""
 
     def parse(text: str) -> str:
+        from gatelodge_server.http import fields  # noqa: PLC0415
+
+        line: type[fields.Line] = getattr(fields, kind)
         try:
-            return kind.parse(text)
+            return line.parse(text)
         except ValueError as fault:
             raise typer.BadParameter(str(fault)) from None
 
@@ -196,6 +211,8 @@ def line_of(kind: type[Line]) -> Callable[[str], str]:
 
 def slug(text: str) -> str:
     """A partner's id that a person has typed."""
+    from gatelodge_server.app import slug_of  # noqa: PLC0415
+
     if not text or slug_of(text) != text:
         raise typer.BadParameter("must be lower-case letters, digits and single hyphens, 48 at most")
     return text

@@ -1,14 +1,16 @@
 """The commands for tiers."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gatelodge_server.app import Lodge
 from gatelodge_server.commands import BY, GROUPS, PartnerId, Record, command, slug
 from gatelodge_server.core.model import Tier
 from gatelodge_server.core.tiers import LARGEST_LIMIT
+
+if TYPE_CHECKING:
+    from gatelodge_server.app import Lodge
 
 TierName = Annotated[str, typer.Argument(metavar="TIER", help="the tier's name", parser=slug)]
 
@@ -18,14 +20,14 @@ def _tier_record(tier: Tier) -> Record:
 
 
 @command(GROUPS["tier"], "list")
-async def tier_list(lodge: Lodge) -> Sequence[Record]:
+async def tier_list(lodge: "Lodge") -> Sequence[Record]:
     """All tiers, the smallest first."""
     return [_tier_record(tier) for tier in await lodge.tiers.list_all()]
 
 
 @command(GROUPS["tier"], "set")
 async def tier_set(
-    lodge: Lodge,
+    lodge: "Lodge",
     tier: TierName,
     per_hour: Annotated[int, typer.Option(help="requests in an hour by UTC", min=1, max=LARGEST_LIMIT)],
     per_day: Annotated[int, typer.Option(help="requests in a day by UTC", min=1, max=LARGEST_LIMIT)],
@@ -36,6 +38,6 @@ async def tier_set(
 
 
 @command(GROUPS["partner"], "tier")
-async def partner_tier(lodge: Lodge, partner: PartnerId, tier: TierName) -> Record:
+async def partner_tier(lodge: "Lodge", partner: PartnerId, tier: TierName) -> Record:
     """Put a partner into a tier. What it has used already counts there too."""
     return {"partnerId": partner, "tier": tier, "sequence": await lodge.partners.set_tier(partner, tier, by=BY)}

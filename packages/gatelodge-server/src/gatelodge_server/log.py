@@ -5,17 +5,21 @@ Nothing here is given a secret: what is logged is ids, codes and addresses.
 
 import json
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-import structlog
+
+if TYPE_CHECKING:
+    import structlog
 
 _ENCODER: Final = msgspec.json.Encoder(enc_hook=repr)
 _DELETE: Final = b"\x7f"
 
 
-def _render(_logger: object, _method: str, event: structlog.typing.EventDict) -> bytes:
+def _render(_logger: object, _method: str, event: "structlog.typing.EventDict") -> bytes:
     # One step in place of structlog's three: a line is written for every login and refresh.
     line = _ENCODER.encode({"at": datetime.now(UTC), **event})  # noqa: TID251 - a log has the machine's own time
     if line.isascii() and _DELETE not in line:
@@ -26,6 +30,8 @@ def _render(_logger: object, _method: str, event: structlog.typing.EventDict) ->
 
 def configure_log() -> None:
     """Set up the log of this process."""
+    import structlog  # noqa: PLC0415 - see ``Log``
+
     structlog.configure(
         processors=[_render],
         wrapper_class=structlog.make_filtering_bound_logger("info"),
@@ -34,4 +40,22 @@ def configure_log() -> None:
     )
 
 
-log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+class Log:
+    """The log. What it needs takes a third of a second to import, and most commands have nothing to say here."""
+
+    before_first_line: Callable[[], None] | None = None
+    """Sets it up, if that has not been done by then."""
+
+    @cached_property
+    def _logger(self) -> Any:  # noqa: ANN401 - structlog's own type says no more
+        import structlog  # noqa: PLC0415
+
+        if self.before_first_line is not None and not structlog.is_configured():
+            self.before_first_line()
+        return structlog.get_logger()
+
+    def __getattr__(self, level: str) -> Any:  # noqa: ANN401
+        return getattr(self._logger, level)
+
+
+log: Final = Log()

@@ -14,7 +14,7 @@ from typing import Final
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from gatelodge_server.app import Lodge, assemble, web_app
+from gatelodge_server.app import Lodge, assemble
 from gatelodge_server.deployment import StartFault, check_registration_tier, load_master_keys, prepare, smtp_password
 from gatelodge_server.http.edge import Edge
 from gatelodge_server.listener import BoundedProtocol, GateLoop
@@ -22,6 +22,7 @@ from gatelodge_server.log import configure_log, log
 from gatelodge_server.settings import Settings
 from gatelodge_server.tls import Certificate, certificate_of
 from gatelodge_server.vault import Vault, system_entropy
+from gatelodge_server.web import web_app
 
 _KEEP_ALIVE: Final = 75
 """Seconds for which an idle connection is kept: longer than the proxies in front do, so that it is not we who hang up."""

@@ -14,20 +14,19 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
 from urllib.parse import urlsplit
 
-from limits import parse as parse_limit
-
 from gatelodge.wire import BRAND_PATTERN, ENVIRONMENT_PATTERN
 from gatelodge_server.core.model import DAY, HOUR, MINUTE, SECOND, Duration
 from gatelodge_server.core.sessions import SessionLifetimes
-from gatelodge_server.http.edge import Network
-from gatelodge_server.mail.transports import MailServer, Protection
+from gatelodge_server.mail.servers import MailServer, Protection
 
 Value = TypeVar("Value")
 Switch: TypeAlias = Literal["on", "off"]
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _UNITS: Final[Mapping[str, Duration]] = {"ms": 1, "s": SECOND, "m": MINUTE, "h": HOUR, "d": DAY}
 _DURATION: Final = re.compile(r"(\d{1,9})(ms|s|m|h|d)", re.ASCII)
 _LONGEST: Final[Duration] = 3650 * DAY
+_PLAIN_LIMIT: Final = re.compile(r"[1-9]\d{0,8}/(second|minute|hour|day)", re.ASCII)
 _PORT_MAX: Final = 65_535
 _WORKERS_MAX: Final = 64
 _MAILS_MAX: Final = 100_000
@@ -165,7 +164,11 @@ def _urls(text: str) -> frozenset[str]:
 
 
 def _limit(text: str) -> str:
-    parse_limit(text)
+    if _PLAIN_LIMIT.fullmatch(text) is None:
+        # Imported for what is out of the ordinary only: every command reads the limits, and none applies them.
+        from limits import parse as parse_limit  # noqa: PLC0415
+
+        parse_limit(text)
     return text
 
 

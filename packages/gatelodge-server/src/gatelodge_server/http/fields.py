@@ -11,8 +11,6 @@ from typing import Any, ClassVar, Final, Self, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
-import pycountry
-from email_validator import EmailNotValidError, validate_email
 from stdnum import bic, iban
 from stdnum.eu import vat
 from stdnum.exceptions import ValidationError as NumberError
@@ -99,6 +97,8 @@ class Country(Line):
     @classmethod
     def check(cls, text: str) -> str:
         """There is such a country."""
+        import pycountry  # noqa: PLC0415 - most commands need no list of countries
+
         if re.fullmatch(r"[A-Z]{2}", text) is None or pycountry.countries.get(alpha_2=text) is None:
             raise ValueError("is not an ISO 3166-1 alpha-2 code in capitals, such as `DE`")
         return text
@@ -116,6 +116,8 @@ class Language(Line):
         match = cls._TAG.fullmatch(text) if len(text) <= 35 else None  # noqa: PLR2004 - RFC 5646 4.4.1
         code = match[1].lower() if match else ""
         sort = "alpha_2" if len(code) == 2 else "alpha_3"  # noqa: PLR2004
+        import pycountry  # noqa: PLC0415
+
         if match is None or pycountry.languages.get(**{sort: code}) is None:
             raise ValueError("is not a language tag, such as `de` or `pt-BR`")
         return text
@@ -130,6 +132,8 @@ class Email(Line):
     @classmethod
     def check(cls, text: str) -> str:
         """It has the form of an address; whether it takes mail is not asked."""
+        from email_validator import EmailNotValidError, validate_email  # noqa: PLC0415
+
         try:
             return validate_email(text, check_deliverability=False).normalized
         except EmailNotValidError as fault:

@@ -15,17 +15,19 @@ from datetime import UTC, datetime
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP, SMTPUTF8
+from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
-
-from email_validator import EmailNotValidError, ValidatedEmail, validate_email
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from gatelodge_server.core.mails import CODES, FACTS, IS_LAST
 from gatelodge_server.core.model import MINUTE, SECOND, Instant, MailKind
 from gatelodge_server.core.ports import Mail
 from gatelodge_server.core.secrets import Secret
+
+if TYPE_CHECKING:
+    from email_validator import ValidatedEmail
+    from jinja2 import Environment
 
 _TEMPLATES: Final = Path(__file__).with_name("templates")
 _SUBJECTS: Final[Mapping[MailKind, str]] = {
@@ -85,7 +87,9 @@ def _moment(at: Instant) -> str:
     return f"{moment.day} {moment:%B %Y, %H:%M:%S} UTC"
 
 
-def _address(text: str) -> ValidatedEmail:
+def _address(text: str) -> "ValidatedEmail":
+    from email_validator import EmailNotValidError, validate_email  # noqa: PLC0415 - as in `Composer._templates`
+
     try:
         return validate_email(text, check_deliverability=False)
     except EmailNotValidError as fault:
@@ -101,7 +105,13 @@ class Composer:
         self._public_url = public_url
         self._environment = environment
         self._host = urlsplit(public_url).netloc
-        self._templates = Environment(
+
+    @cached_property
+    def _templates(self) -> "Environment":
+        # Imported with the first letter: every command is put together with a composer, and none of them composes.
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape  # noqa: PLC0415
+
+        return Environment(
             loader=FileSystemLoader(_TEMPLATES),
             autoescape=select_autoescape(["html"], default=False),
             undefined=StrictUndefined,

@@ -2,22 +2,21 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
-from typing import Final, Protocol
-from urllib.parse import urlsplit
-
-from aiosmtplib import SMTP, SMTPAuthenticationError, SMTPDataError, SMTPException, SMTPRecipientsRefused, SMTPSenderRefused
+from typing import TYPE_CHECKING, Final, Protocol
 
 from gatelodge_server.core.mails import is_final
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.mail.letters import Letter, Undeliverable, one_line
+from gatelodge_server.mail.servers import MailServer, Protection
+
+if TYPE_CHECKING:
+    from aiosmtplib import SMTP
 
 _MILLISECONDS: Final = 1000
 _LOGIN_WANTED: Final = 530
@@ -38,50 +37,6 @@ class Transport(Protocol):
     async def send(self, letter: Letter) -> None:
         """Returns when somebody else answers for the letter. Raises ``Undeliverable`` for good, ``NotTaken`` for now."""
         ...
-
-
-class Protection(StrEnum):
-    """How a connection to a mail server is protected."""
-
-    OPPORTUNISTIC = "smtp"
-    """STARTTLS if the server has it; whose certificate it is does not matter, since there might be none at all."""
-    STARTTLS = "smtp+starttls"
-    IMPLICIT = "smtps"
-
-
-_PORTS: Final = {Protection.OPPORTUNISTIC: 25, Protection.STARTTLS: 587, Protection.IMPLICIT: 465}
-
-
-@dataclass(frozen=True, slots=True)
-class MailServer:
-    """A mail server, as the setting `smtp` names it."""
-
-    protection: Protection
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, url: str) -> "MailServer":
-        """Read ``smtp://HOST[:PORT]``, ``smtp+starttls://…`` or ``smtps://…``. Raises ``ValueError``."""
-        try:
-            parts = urlsplit(url)
-            protection, port = Protection(parts.scheme), parts.port
-        except ValueError:
-            raise ValueError("must be smtp://HOST:PORT, smtp+starttls://HOST:PORT or smtps://HOST:PORT") from None
-        if "@" in parts.netloc:
-            raise ValueError("must not name a user or a password: there are smtp_user and GATELODGE_SMTP_PASSWORD for them")
-        plain = url.isascii() and url.isprintable() and " " not in url
-        if not parts.hostname or parts.path or parts.query or parts.fragment or port == 0 or not plain:
-            raise ValueError("must be smtp://HOST:PORT, smtp+starttls://HOST:PORT or smtps://HOST:PORT")
-        return cls(protection, parts.hostname, port or _PORTS[protection])
-
-    @property
-    def is_near(self) -> bool:
-        """Whether it is on this machine, so that what is sent to it is on no wire."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +80,15 @@ class SmtpTransport:
 
     async def send(self, letter: Letter) -> None:
         """Hand a letter over."""
+        from aiosmtplib import (  # noqa: PLC0415 - no command hands one over
+            SMTP,
+            SMTPAuthenticationError,
+            SMTPDataError,
+            SMTPException,
+            SMTPRecipientsRefused,
+            SMTPSenderRefused,
+        )
+
         client = SMTP(
             hostname=self._server.host,
             port=self._server.port,
@@ -154,7 +118,7 @@ class SmtpTransport:
         finally:
             client.close()
 
-    async def _hand_over(self, client: SMTP, letter: Letter) -> None:
+    async def _hand_over(self, client: "SMTP", letter: Letter) -> None:
         await client.connect(timeout=self._patience.connect)
         await client.ehlo()
         protection = self._server.protection
@@ -173,6 +137,8 @@ class SmtpTransport:
                 raise Undeliverable("the mail server does not take addresses with other than ASCII letters (SMTPUTF8)")
             options = ["SMTPUTF8", "BODY=8BITMIME"]
         await client.sendmail(letter.sender, [letter.recipient], letter.message, mail_options=options)
+        from aiosmtplib import SMTPException  # noqa: PLC0415
+
         with contextlib.suppress(SMTPException, OSError):
             await client.quit(timeout=1.0)  # the letter has been taken: how we part does not matter
 
