@@ -11,12 +11,13 @@ from sqlalchemy import select, update
 
 from gatelodge.errors import CredentialRevoked, CredentialRotated, InvalidCredential, PartnerSuspended
 from gatelodge_server.core.credentials import judge_standing
-from gatelodge_server.core.model import DAY, HOUR, MINUTE, EndCause, MailKind, Origin, PartnerStatus
+from gatelodge_server.core.model import DAY, HOUR, MINUTE, EndCause, MailKind, Origin, PartnerStatus, Tier
 from gatelodge_server.core.ports import (
     Begun,
     Challenge,
     Confirmed,
     Created,
+    Deactivated,
     Limited,
     MailLimits,
     Opened,
@@ -31,6 +32,7 @@ from gatelodge_server.core.refusals import (
     InvalidVerificationCode,
     KeyEnded,
     NotAllowed,
+    PartnerDeactivated,
     PartnerIdTaken,
     TierNotFound,
 )
@@ -41,6 +43,7 @@ LIMITS = MailLimits(per_address=5, overall=1000, per_address_daily=15)
 PLENTY = MailLimits(per_address=100_000, overall=100_000, per_address_daily=100_000)
 INVALID = Refused(InvalidVerificationCode)
 TTL = 10 * MINUTE
+STARTER = Tier("starter", 100, 1000)
 
 
 async def begin(store, address=ADDRESS, *, limits=PLENTY, recovery="on", **changes):
@@ -567,6 +570,7 @@ async def roll(store, key, *, digest=None, ends_at=START, replay=None, now=START
 async def test_a_key_replaces_itself_and_its_owner_is_told(store, key, trail):
     outcome, newer = await roll(store, key)
     assert (outcome.partner_id, (await store.get_key(newer.id)).partner_id) == ("acme-motors", "acme-motors")
+    assert outcome.tier == STARTER
     assert await store.open_session(a_login(key)) == Refused(CredentialRotated)
     assert isinstance(await store.open_session(a_login(newer)), Opened)
     assert await trail(key.id) == (["credential"], ["key.rotated"])
@@ -620,7 +624,7 @@ async def test_the_answer_to_the_last_rotation_of_an_hour_is_repeated(store, key
         old, (outcome, newer) = key, await roll(store, key, replay=replay if at == 29 else None)
         assert isinstance(outcome, Rolled)
         key = replace(newer, partner_id="acme-motors", created_at=START)
-    assert (await roll(store, old, replay=replay))[0] == RolledBefore("acme-motors", replay.sealed)
+    assert (await roll(store, old, replay=replay))[0] == RolledBefore("acme-motors", STARTER, replay.sealed)
 
 
 @pytest.mark.parametrize(
@@ -636,9 +640,8 @@ async def test_p11_a_lost_answer_to_a_rotation_is_given_again_although_the_old_k
     first, newer = await roll(store, key, replay=replay)
     assert isinstance(first, Rolled)
     for _ in range(3):
-        assert (await roll(store, key, replay=a_replay(id=replay.id, fingerprint=replay.fingerprint)))[0] == RolledBefore(
-            "acme-motors", replay.sealed
-        )
+        same = a_replay(id=replay.id, fingerprint=replay.fingerprint)
+        assert (await roll(store, key, replay=same))[0] == RolledBefore("acme-motors", STARTER, replay.sealed)
     assert (await roll(store, key, replay=replay, digest=os.urandom(32)))[0] == Refused(InvalidCredential)
     assert (await roll(store, key, replay=a_replay(id=replay.id)))[0] == Refused(IdempotencyKeyReused)
     assert (await roll(store, key, replay=a_replay()))[0] == Refused(CredentialRotated)
@@ -664,3 +667,70 @@ async def test_p11_of_rotations_at_once_one_wins_and_those_with_its_idempotency_
     assert counted[Refused] + counted[RolledBefore] == 19
     assert all(outcome == Refused(CredentialRotated) for outcome, _ in outcomes if isinstance(outcome, Refused))
     assert backend.count("credential") == 2
+
+
+# --- deactivate_own ---
+
+
+async def own(store):
+    """The key of a partner that has registered itself."""
+    done, right = await registered(store)
+    return replace(right.key, partner_id=done.partner_id)
+
+
+async def test_a_partner_that_has_registered_itself_ends_itself_and_is_told(store, trail):
+    key = await own(store)
+    outcome = await store.deactivate_own(key.id, key.digest, now=START)
+    assert isinstance(outcome, Deactivated)
+    assert outcome.partner_id == key.partner_id
+    assert (await store.find_partner(key.partner_id)).status is PartnerStatus.DEACTIVATED
+    changes, events = await trail(key.partner_id)
+    assert (changes[-1], events[-1]) == ("partner", "partner.deactivated")
+    assert (await kinds(store))[MailKind.DEACTIVATED] == 1
+    assert await store.deactivate_own(key.id, key.digest, now=START) == Refused(CredentialRevoked)
+    assert (await kinds(store))[MailKind.DEACTIVATED] == 1
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"), [(_rotate, CredentialRotated), (_revoke, CredentialRevoked), (_suspend, PartnerSuspended)]
+)
+async def test_r38_a_key_that_lets_nobody_in_ends_no_partner_and_no_suspension(store, event, reason):
+    key = await own(store)
+    await event(store, key)
+    status = (await store.find_partner(key.partner_id)).status
+    assert await store.deactivate_own(key.id, key.digest, now=START) == Refused(reason)
+    assert (await store.find_partner(key.partner_id)).status is status is not PartnerStatus.DEACTIVATED
+
+
+async def test_who_does_not_hold_a_partners_own_key_does_not_end_it(store):
+    key = await own(store)
+    company = a_company(partner_id=key.partner_id)
+    company_key = a_key(key.partner_id, company_id=company.id)
+    await store.create_company(company, company_key, replay=None, by="test")
+    for presented, digest, reason in (
+        (key, os.urandom(32), InvalidCredential),
+        (a_key(), key.digest, InvalidCredential),
+        (company_key, company_key.digest, NotAllowed),
+    ):
+        assert await store.deactivate_own(presented.id, digest, now=START) == Refused(reason)
+    assert (await store.find_partner(key.partner_id)).status is PartnerStatus.ACTIVE
+
+
+async def test_a_partner_that_a_manager_has_made_does_not_end_itself(store, key):
+    assert await store.deactivate_own(key.id, key.digest, now=START) == Refused(NotAllowed)
+    assert (await store.find_partner("acme-motors")).status is PartnerStatus.ACTIVE
+
+
+async def test_r38_of_a_suspension_and_a_partners_own_end_at_once_the_first_one_stands(store, other_node):
+    for round_ in range(10):
+        done, right = await registered(store, f"dev{round_}@acme.example", candidates=(f"p{round_}",))
+        nodes = (store, other_node) if round_ % 2 else (other_node, store)
+        suspended, ended = await asyncio.gather(
+            nodes[0].set_partner_status(done.partner_id, PartnerStatus.SUSPENDED, now=START, by="test"),
+            nodes[1].deactivate_own(right.key.id, right.key.digest, now=START),
+        )
+        status = (await store.find_partner(done.partner_id)).status
+        if isinstance(ended, Deactivated):
+            assert (suspended, status) == (Refused(PartnerDeactivated), PartnerStatus.DEACTIVATED)
+        else:
+            assert (ended, status) == (Refused(PartnerSuspended), PartnerStatus.SUSPENDED)
