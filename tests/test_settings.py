@@ -337,3 +337,9 @@ def test_r71_no_setting_holds_a_secret():
 def test_every_setting_says_what_it_is_for():
     for option in OPTIONS.values():
         assert option.meaning
+
+
+def test_there_is_an_authority_of_our_own_only_where_the_certificate_is_ours_too(load):
+    assert load(data="here").local_authority == Path("here/tls/ca.pem")
+    assert load(tls_cert="c.pem", tls_key="k.pem").local_authority is None
+    assert load(behind_proxy="10.0.0.0/8").local_authority is None

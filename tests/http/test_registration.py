@@ -72,7 +72,9 @@ def test_a_registration_is_accepted_and_a_code_comes_by_mail(server, client):
     assert RFC3339.fullmatch(said["expiresAt"])
     left = datetime.fromisoformat(said["expiresAt"]) - before
     assert timedelta(minutes=10) <= left + timedelta(milliseconds=1) < timedelta(minutes=11)
-    assert code_in(next_mail_to(server, to, 0))
+    mail = next_mail_to(server, to, 0)
+    assert code_in(mail)
+    assert f"curl --cacert {server.data / 'tls' / 'ca.pem'} {server.url}" in mail.get_body(("plain",)).get_content()
 
 
 def test_an_address_is_answered_as_it_was_normalised(client):
@@ -351,14 +353,18 @@ def test_p11_a_lost_answer_to_a_rotation_is_given_again(client, partner):
     assert outcome(rotate(client, partner.key)) == (401, "credential_rotated")
     assert outcome(rotate(client, partner.key, {"overlapSeconds": 1}, **again)) == (422, "idempotency_key_reused")
     log_in(client, first.json()["apiKey"])
-    assert outcome(rotate(client, partner.key, **again)) == (409, "idempotency_key_spent")
+    spent = rotate(client, partner.key, **again)
+    assert outcome(spent) == (409, "idempotency_key_spent")
+    # The one who asks may hold the dead key only.
+    assert "or ask for a recovery code" in problem(spent)["detail"]
 
 
 @pytest.mark.parametrize("seconds", [-1, 86_401, 0.5, "1", True, None])
 def test_an_overlap_that_is_none_is_refused_and_rotates_nothing(client, partner, seconds):
     answer = rotate(client, partner.key, {"overlapSeconds": seconds})
     assert outcome(answer) == (422, "invalid_fields")
-    assert [error["pointer"] for error in problem(answer)["errors"]] == ["/overlapSeconds"]
+    said = {"pointer": "/overlapSeconds", "detail": "must be a whole number from 0 to 86400"}
+    assert problem(answer)["errors"] == [said]
     assert log_in(client, partner.key)
 
 

@@ -80,6 +80,20 @@ def test_the_command_in_it_can_be_copied_into_a_shell(recipient):
     assert json.loads(data) == {"contactEmail": recipient.replace("$(id)", "`id`"), "verificationCode": "THE-CODE"}
 
 
+@pytest.mark.parametrize("kind", [MailKind.VERIFICATION, MailKind.RECOVERY])
+@pytest.mark.parametrize("authority", [None, Path("gatelodge-data/tls/ca.pem"), Path("/srv/o'brien's data/tls/ca.pem")])
+def test_the_command_in_it_names_the_authority_that_a_certificate_of_ours_is_of(kind, authority):
+    plain, page = parts(compose(a_mail(kind, facts=filled(kind)), authority=authority))
+    (line,) = [line for line in plain.splitlines() if line.startswith("curl ")]
+    named = [] if authority is None else ["--cacert", str(authority)]
+    assert shlex.split(line)[: len(named) + 2] == [
+        "curl",
+        *named,
+        "https://api.gate.example:8443/api/v2/Partners/Register/Verify",
+    ]
+    assert page.count("--cacert") == len(named) / 2
+
+
 def test_the_owner_of_an_address_sees_what_was_said_in_their_name():
     for part in parts(compose(a_mail(facts={"displayName": "Acme Motors", "organizationName": "Acme Holding"}))):
         assert "Acme Motors" in part

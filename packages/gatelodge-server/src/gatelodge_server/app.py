@@ -139,7 +139,12 @@ def assemble(
     mailer = Mailer(
         store=store,
         transport=transport_of(settings, smtp_password, show_mail),
-        composer=Composer(sender=settings.mail_from, public_url=settings.public_url, environment=settings.environment),
+        composer=Composer(
+            sender=settings.mail_from,
+            public_url=settings.public_url,
+            environment=settings.environment,
+            authority=settings.local_authority,
+        ),
         sealer=vault,
         clock=clock,
     )

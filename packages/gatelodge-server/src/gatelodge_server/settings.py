@@ -79,6 +79,11 @@ class Settings:
     stated: frozenset[str]
     """The names of what somebody has set; the rest are defaults."""
 
+    @property
+    def local_authority(self) -> Path | None:
+        """What clients must trust if the certificate is the one that the server made itself (``tls.certificate_of``)."""
+        return None if self.behind_proxy or self.tls_cert else self.data / "tls" / "ca.pem"
+
     def states(self, name: str) -> bool:
         """Whether somebody has set it."""
         return name in self.stated

@@ -97,14 +97,18 @@ def _address(text: str) -> "ValidatedEmail":
 
 
 class Composer:
-    """Writes letters. ``sender`` is an ASCII address; ``public_url`` and ``environment`` are the deployment's."""
+    """Writes letters. ``sender`` is an ASCII address; ``public_url`` and ``environment`` are the deployment's.
 
-    def __init__(self, *, sender: str, public_url: str, environment: str) -> None:
+    ``authority``: the file with the authority that curl has to be told to trust, if there is one.
+    """
+
+    def __init__(self, *, sender: str, public_url: str, environment: str, authority: Path | None = None) -> None:
         self._sender = sender
         self._domain = sender.rpartition("@")[2]
         self._public_url = public_url
         self._environment = environment
         self._host = urlsplit(public_url).netloc
+        self._curl = "curl" if authority is None else f"curl --cacert {shlex.quote(str(authority))}"
 
     @cached_property
     def _templates(self) -> "Environment":
@@ -173,6 +177,7 @@ class Composer:
             "environment": self._environment,
             "host": self._host,
             "publicUrl": self._public_url,
+            "curl": self._curl,
             "verifyData": shlex.quote(body),
         }
 
