@@ -119,7 +119,10 @@ class IdempotencyKeySpent(Refusal):
     """The request was done, and the key that it made has been used since: the answer cannot be repeated any more."""
 
     code = "idempotency_key_spent"
-    detail = "The request was done before, and the key in its answer has been used or is past repeating. Rotate the key."
+    detail = (
+        "The request was done before, and the key in its answer has been used or is past repeating. Rotate the key that came "
+        "with it, or ask for a recovery code."
+    )
 
 
 class TokenNotFound(Refusal):

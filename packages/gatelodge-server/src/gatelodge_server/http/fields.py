@@ -257,9 +257,16 @@ def _faults(fields: Mapping[str, object], body: type[msgspec.Struct]) -> list[Fi
             msgspec.convert(fields[name], field.type, dec_hook=_parse)
         except msgspec.ValidationError as fault:
             # What msgspec says of a wrong type is right but in Python's words; our own sentences stand as they are.
-            text = str(fault).partition(" - at `")[0]
+            text = _range(field.type) or str(fault).partition(" - at `")[0]
             faults.append(FieldError(f"/{name}", text[:1].lower() + text[1:]))
     return faults
+
+
+def _range(wanted: Any) -> str | None:  # noqa: ANN401 - whatever a field can be annotated with
+    known = msgspec.inspect.type_info(wanted)
+    if isinstance(known, msgspec.inspect.IntType) and known.ge is not None and known.le is not None:
+        return f"must be a whole number from {known.ge} to {known.le}"
+    return None
 
 
 def _parse(wanted: type, value: Any) -> object:  # noqa: ANN401 - msgspec's signature
