@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -99,6 +100,32 @@ def document(client):
     answer = client.get("/openapi.json")
     assert answer.headers["content-type"] == "application/json"
     return answer.json()
+
+
+def test_the_document_says_what_there_is_and_which_credential_each_call_needs(document, client):
+    said = document["info"]["description"]
+    for word in ("register", "API key", "access token", "session JWT", "gate"):
+        assert word in said
+    assert "access token" in document["components"]["securitySchemes"]["bearer"]["description"]
+    operations = [operation for methods in document["paths"].values() for operation in methods.values()]
+    for operation in operations:
+        assert ("Needs: " in operation["description"]) == ("security" in operation)
+    usage = document["paths"]["/api/v2/Partners/Register/Usage"]["get"]
+    assert usage["description"].endswith("Needs: the partner's own API key.")
+    page = html.unescape(client.get("/docs").text)
+    assert said in page
+    for operation in operations:
+        assert operation["description"] in page
+
+
+def test_the_document_describes_the_fields_of_a_registration(document):
+    schemas = document["components"]["schemas"]
+    agreed = schemas["RegisterBody"]["properties"]["agreedToTerms"]
+    assert (agreed["type"], agreed["const"]) == ("boolean", True)
+    code = schemas["VerifyBody"]["properties"]["verificationCode"]
+    assert (code["type"], code["pattern"]) == ("string", "^[0-9]{6}$")
+    assert agreed["description"]
+    assert code["description"]
 
 
 def test_the_document_is_openapi_3_1(document):

@@ -180,7 +180,11 @@ class WebsiteUrl(Line):
 class Agreement:
     """`true`: the only thing that counts as having agreed."""
 
-    schema: ClassVar[Mapping[str, object]] = {"const": True}
+    schema: ClassVar[Mapping[str, object]] = {
+        "type": "boolean",
+        "const": True,
+        "description": "True, and nothing else: the terms of the API are agreed to.",
+    }
 
     @classmethod
     def parse(cls, value: object) -> Self:

@@ -36,7 +36,11 @@ def describe(operations: Sequence[Operation], *, environment: str, public_url: s
         "info": {
             "title": f"Gatelodge ({environment})",
             "version": version("gatelodge-server"),
-            "description": "API keys become session JWTs, refresh tokens rotate, partners have companies.",
+            "description": (
+                "Partners register themselves for an API key, or are given one, or an access token. Each of them, and the "
+                "session JWT that a key is exchanged for, is let in at the gate before the API; what is used of the quota is "
+                "counted there. Partners have companies with API keys of their own."
+            ),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": public_url}],
@@ -44,7 +48,11 @@ def describe(operations: Sequence[Operation], *, environment: str, public_url: s
         "components": {
             "schemas": schemas,
             "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer", "description": "An API key or a session JWT."},
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API key, a session JWT or, at the gate before the API, an access token.",
+                },
                 "rAuth": {"type": "apiKey", "in": "header", "name": "R-Auth", "description": "The same, in `R-Auth`."},
             },
         },
@@ -56,7 +64,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "operationId": f"{operation.method.lower()}{operation.path.title()}".translate(str.maketrans("", "", "/{}.-_")),
         "tags": [operation.tag],
         "summary": operation.summary,
-        "description": operation.description or operation.summary + ".",
+        "description": _description(operation),
         "parameters": _parameters(operation),
         "responses": {
             **{str(status): _answer(status, body) for status, body in operation.answers.items()},
@@ -72,6 +80,12 @@ def _operation(operation: Operation) -> dict[str, Any]:
         if operation.credential_optional:
             described["security"].append({})
     return described
+
+
+def _description(operation: Operation) -> str:
+    """What an operation does, and which of the credentials it takes: that a scheme cannot say."""
+    description = operation.description or f"{operation.summary}."
+    return description if operation.credential is None else f"{description} Needs: {operation.credential}."
 
 
 def _parameters(operation: Operation) -> list[dict[str, Any]]:

@@ -58,7 +58,12 @@ class VerifyBody(msgspec.Struct, rename="camel", frozen=True):
     """The address, and the code of six digits from the newest mail to it."""
 
     contact_email: RegistrantEmail
-    verification_code: Secret
+    verification_code: Annotated[
+        Secret,
+        msgspec.Meta(
+            description="The six digits of the mail.", extra_json_schema={"pattern": "^[0-9]{6}$", "examples": ["042517"]}
+        ),
+    ]
 
 
 class RotateOwnKeyBody(msgspec.Struct, rename="camel", frozen=True):
