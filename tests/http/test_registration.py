@@ -74,7 +74,7 @@ def test_a_registration_is_accepted_and_a_code_comes_by_mail(server, client):
     assert timedelta(minutes=10) <= left + timedelta(milliseconds=1) < timedelta(minutes=11)
     mail = next_mail_to(server, to, 0)
     assert code_in(mail)
-    assert f"curl --cacert {server.data / 'tls' / 'ca.pem'} {server.url}" in mail.get_body(("plain",)).get_content()
+    assert f"curl --cacert {server.data / 'tls' / 'ca.pem'} https://" in mail.get_body(("plain",)).get_content()
 
 
 def test_an_address_is_answered_as_it_was_normalised(client):
