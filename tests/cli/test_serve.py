@@ -16,8 +16,16 @@ import jwt
 import psutil
 import pytest
 import trustme
+from given import a_mail
 from harness import PROGRAM, Server, clean_environment
 from outside import PATIENCE, add_partner, ask, command, connect, is_closed, log_in, read_answer, until
+from smtp import MailHost
+
+from gatelodge_server.core.model import MINUTE
+from gatelodge_server.core.ports import Deferred
+from gatelodge_server.deployment import system_clock
+from gatelodge_server.store.outbox import queue_mail, settle_mail
+from gatelodge_server.store.sqlite import sqlite_engine
 
 
 @pytest.fixture
@@ -90,7 +98,8 @@ def test_a_port_in_use_is_refused_in_one_line(tmp_path):
         port = taken.getsockname()[1]
         done = serve("--port", str(port), "--data", str(tmp_path / "data"))
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"cannot listen on 127.0.0.1 port {port}: Address already in use")
+    assert done.stderr.startswith(f"cannot listen on 127.0.0.1 port {port}: Address already in use; ")
+    assert "--port" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -438,3 +447,49 @@ def test_the_doctor_finds_no_certificate_and_one_that_is_none(patient):
     (patient / "tls" / "server.pem").unlink()
     assert set(examine(patient)) == {"certificate"}
     assert examine(patient, GATELODGE_BEHIND_PROXY="10.0.0.0/8") == {}
+
+
+def _queued(data, *, age):
+    """A mail that waits in a deployment's outbox for so long."""
+    engine = sqlite_engine(data / "gatelodge.db")
+    with engine.begin() as connection:
+        mail = a_mail(created_at=system_clock() - age)
+        queue_mail(connection, mail)
+        settle_mail(connection, mail.id, Deferred(system_clock(), "450 to RCPT: come again"), system_clock())
+    engine.dispose()
+
+
+def _mail_finding(data, **environ):
+    found = json.loads(command("doctor", "--json", data=data, environ=environ).stdout)
+    (mail,) = [finding for finding in found if finding["check"] == "mail"]
+    return mail["status"], mail["detail"]
+
+
+def test_the_doctor_says_where_mails_go(patient):
+    status, detail = _mail_finding(patient)
+    assert status == "ok"
+    assert str(patient / "outbox") in detail
+    assert "none waiting" in detail
+    with MailHost() as host:
+        assert _mail_finding(patient, GATELODGE_SMTP=f"smtp://127.0.0.1:{host.port}") == (
+            "ok",
+            f"127.0.0.1:{host.port} answers; none waiting",
+        )
+        assert (host.received, host.attempts) == ([], 0)
+
+
+def test_the_doctor_finds_a_mail_server_that_does_not_answer(patient):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+        status, detail = _mail_finding(patient, GATELODGE_SMTP=f"smtp://127.0.0.1:{port}")
+    assert status == "failed"
+    assert f"127.0.0.1:{port} does not answer" in detail
+
+
+@pytest.mark.parametrize(("minutes", "status"), [(14, "ok"), (16, "failed")])
+def test_the_doctor_finds_mails_that_wait_too_long_and_why(patient, minutes, status):
+    _queued(patient, age=minutes * MINUTE)
+    found, detail = _mail_finding(patient)
+    assert found == status
+    assert f"1 waiting, the oldest for {minutes} minutes (last fault: 450 to RCPT: come again)" in detail

@@ -1,5 +1,6 @@
 """`gatelodge doctor`: whatever would keep the service from working, looked for without changing anything."""
 
+import asyncio
 import shutil
 import sqlite3
 from collections.abc import Callable, Mapping
@@ -11,10 +12,12 @@ from cryptography import x509
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from gatelodge_server.core.model import SECOND, KeyPurpose
+from gatelodge_server.core.model import MINUTE, SECOND, Duration, KeyPurpose
 from gatelodge_server.deployment import load_master_keys, master_key_path, system_clock
+from gatelodge_server.mail.transports import NotTaken, Patience, SmtpTransport
 from gatelodge_server.settings import Settings
 from gatelodge_server.store.migrate import HEAD, schema_version
+from gatelodge_server.store.outbox import find_backlog
 from gatelodge_server.store.signing import list_signing_keys
 from gatelodge_server.store.sqlite import sqlite_engine
 from gatelodge_server.vault import MasterKeyFault, Vault, system_entropy
@@ -22,6 +25,8 @@ from gatelodge_server.vault import MasterKeyFault, Vault, system_entropy
 _OLDEST_SQLITE: Final = (3, 35, 0)
 """The first with `RETURNING`."""
 _SPARE_DISK: Final = 256 * 1024 * 1024
+_MAIL_LATE: Final[Duration] = 15 * MINUTE
+_MAIL_PATIENCE: Final = Patience(connect=3.0, command=3.0, letter=5.0)
 _CERTIFICATE_SOON: Final = timedelta(days=21)
 
 
@@ -54,6 +59,7 @@ def examine(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
             _finding("signing keys", lambda: _check_signing_keys(engine, settings, environ)),
             _finding("disk", lambda: _check_disk(settings)),
             _finding("certificate", lambda: _check_certificate(settings)),
+            _finding("mail", lambda: _check_mail(engine, settings)),
         ]
     finally:
         engine.dispose()
@@ -140,3 +146,27 @@ def _check_certificate(settings: Settings) -> str:
     if expiry.astimezone(UTC).timestamp() < now + _CERTIFICATE_SOON.total_seconds():
         raise _NotFine(f"expires at {expiry.isoformat()}: replace it")
     return f"good until {expiry.date().isoformat()}"
+
+
+def _check_mail(engine: Engine, settings: Settings) -> str:
+    with engine.connect() as connection:
+        waiting, oldest_at, fault = find_backlog(connection)
+    late = 0 if oldest_at is None else system_clock() - oldest_at
+    backlog = f"{waiting} waiting, the oldest for {late // MINUTE} minutes" if waiting else "none waiting"
+    backlog += f" (last fault: {fault})" if fault else ""
+    way = _mail_way(settings)
+    if late > _MAIL_LATE:
+        raise _NotFine(f"{way}; {backlog}. Is the server running, and does the mail server take its mails?")
+    return f"{way}; {backlog}"
+
+
+def _mail_way(settings: Settings) -> str:
+    if settings.smtp is None:
+        unsent = ": partners get none of them, set smtp" if settings.environment == "production" else ""
+        return f"into files in {settings.data / 'outbox'}{unsent}"
+    server = f"{settings.smtp.host}:{settings.smtp.port}"
+    try:
+        asyncio.run(SmtpTransport(settings.smtp, patience=_MAIL_PATIENCE).greet(settings.mail_from))
+    except NotTaken as fault:
+        raise _NotFine(f"{server} does not answer as it should: {fault}") from fault
+    return f"{server} answers"

@@ -81,7 +81,6 @@ class SmtpTransport:
     async def send(self, letter: Letter) -> None:
         """Hand a letter over."""
         from aiosmtplib import (  # noqa: PLC0415 - no command hands one over
-            SMTP,
             SMTPAuthenticationError,
             SMTPDataError,
             SMTPException,
@@ -89,16 +88,7 @@ class SmtpTransport:
             SMTPSenderRefused,
         )
 
-        client = SMTP(
-            hostname=self._server.host,
-            port=self._server.port,
-            # RFC 5321 4.1.1.1 wants a name of ours; the one that the letter is from is the one that can be looked up.
-            local_hostname=letter.sender.rpartition("@")[2],
-            timeout=self._patience.command,
-            use_tls=self._server.protection is Protection.IMPLICIT,
-            start_tls=False,  # said below, where what it depends on can be seen
-            tls_context=self._context(),
-        )
+        client = self._client(letter.sender)
         try:
             async with asyncio.timeout(self._patience.letter):
                 await self._hand_over(client, letter)
@@ -118,7 +108,37 @@ class SmtpTransport:
         finally:
             client.close()
 
-    async def _hand_over(self, client: "SMTP", letter: Letter) -> None:
+    async def greet(self, sender: str) -> None:
+        """See whether the mail server answers, with TLS where that is asked for. Raises ``NotTaken``. Nothing is sent."""
+        from aiosmtplib import SMTPException  # noqa: PLC0415
+
+        client = self._client(sender)
+        try:
+            async with asyncio.timeout(self._patience.letter):
+                await self._meet(client)
+                await client.quit()
+        except TimeoutError as fault:
+            raise NotTaken("the mail server took too long") from fault
+        except (SMTPException, OSError) as fault:
+            raise NotTaken(one_line(f"{type(fault).__name__}: {fault}")) from fault
+        finally:
+            client.close()
+
+    def _client(self, sender: str) -> "SMTP":
+        from aiosmtplib import SMTP  # noqa: PLC0415
+
+        return SMTP(
+            hostname=self._server.host,
+            port=self._server.port,
+            # RFC 5321 4.1.1.1 wants a name of ours; the one that letters are from is the one that can be looked up.
+            local_hostname=sender.rpartition("@")[2],
+            timeout=self._patience.command,
+            use_tls=self._server.protection is Protection.IMPLICIT,
+            start_tls=False,  # said below, where what it depends on can be seen
+            tls_context=self._context(),
+        )
+
+    async def _meet(self, client: "SMTP") -> None:
         await client.connect(timeout=self._patience.connect)
         await client.ehlo()
         protection = self._server.protection
@@ -127,6 +147,9 @@ class SmtpTransport:
         ):
             await client.starttls()
             await client.ehlo()
+
+    async def _hand_over(self, client: "SMTP", letter: Letter) -> None:
+        await self._meet(client)
         if self._login is not None:
             if not client.supports_extension("auth"):
                 raise NotLoggedIn("the mail server takes no login")

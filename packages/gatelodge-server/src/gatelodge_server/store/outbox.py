@@ -3,8 +3,9 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from sqlalchemy import Connection, and_, case, delete, insert, or_, select, update
+from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, update
 
 from gatelodge_server.core.mails import CODES, IS_LAST, NOTICE_TTL, NOTICES_AN_HOUR
 from gatelodge_server.core.model import HOUR, Instant, MailKind
@@ -113,6 +114,22 @@ def settle_mail(connection: Connection, mail_id: bytes, outcome: MailOutcome, no
         case _:
             values = {"ended_at": now, "outcome": "sent", "fault": None, "sealed": None}
     connection.execute(update(outbox).where(outbox.c.id == mail_id, outbox.c.ended_at.is_(None)).values(values))
+
+
+class Backlog(NamedTuple):
+    """What waits in the outbox: how many mails, since when the oldest, and what was last said against one of them."""
+
+    waiting: int
+    oldest_at: Instant | None
+    fault: str | None
+
+
+def find_backlog(connection: Connection) -> Backlog:
+    """What waits in the outbox at this moment."""
+    is_waiting = outbox.c.ended_at.is_(None)
+    waiting, oldest_at = connection.execute(select(func.count(), func.min(outbox.c.created_at)).where(is_waiting)).one()
+    faults = select(outbox.c.fault).where(is_waiting, outbox.c.fault.is_not(None))
+    return Backlog(waiting, oldest_at, connection.execute(faults.order_by(outbox.c.due_at.desc()).limit(1)).scalar())
 
 
 def purge_mails(connection: Connection, ended_before: Instant, now: Instant) -> None:
