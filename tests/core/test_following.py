@@ -3,15 +3,17 @@
 import asyncio
 import gc
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 from backends import SqliteBackend
 from given import AROUND, START, Clock, a_key, a_partner
 
 from gatelodge.errors import Unavailable
-from gatelodge_server.core.following import _PAGE, MAX_STALENESS, ChangeFollower
+from gatelodge_server.core.following import _PAGE, MAX_STALENESS, RESTORED, ChangeFollower
 from gatelodge_server.store.bell import Bell
 from gatelodge_server.store.sqlite import SqliteDriver
 from gatelodge_server.store.store import SqlStore
@@ -181,6 +183,45 @@ async def test_more_changes_than_a_page_are_all_told_in_order(follower, other_dr
     assert told == steps(*names)
     assert follower.is_current()
     assert len(line.asked) == count // _PAGE + 1
+
+
+async def test_after_a_restore_everything_is_forgotten_and_followed_from_there(
+    backend, follower, other_driver, monotonic, told, tmp_path
+):
+    """The store goes back underneath a process that lives on: what it remembers is of another past."""
+    await change(other_driver, "a")
+    copy(backend.path, tmp_path / "backup")
+    await change(other_driver, "b", "c")
+    await follower.catch_up()
+    told.clear()
+    copy(tmp_path / "backup", backend.path)
+    monotonic.forward(MAX_STALENESS)
+    await follower.catch_up()
+    assert told == [(RESTORED, "")]
+    assert follower.is_current()
+    await change(other_driver, "d")
+    assert not follower.is_current()  # although it is the very step that was heard of last but one
+    await follower.catch_up()
+    assert told == [(RESTORED, ""), *steps("d")]
+
+
+async def test_what_follows_a_restore_at_once_is_read_too(backend, follower, other_driver, told, tmp_path):
+    copy(backend.path, tmp_path / "backup")
+    await change(other_driver, "a", "b")
+    await follower.catch_up()
+    told.clear()
+    copy(tmp_path / "backup", backend.path)
+    await change(other_driver, "c")  # the first step, again; the second one is known
+    assert not follower.is_current()
+    await follower.catch_up()
+    assert told == [(RESTORED, "")]
+    assert follower.is_current()
+
+
+def copy(source, target):
+    """Put a database, or a backup of it, in the place of what is in another file, underneath those who have it open."""
+    with closing(sqlite3.connect(source)) as read, closing(sqlite3.connect(target)) as written:
+        read.backup(written)
 
 
 # --- How old what is known may be ---

@@ -9,6 +9,7 @@ What happens when a credential is revoked:
 3. A step whose writer died between the commit and the bell is found by the reading that is done every half second anyway. A
    process that could not read for longer than the maximum staleness, or was frozen for so long, believes nothing that it
    remembers: it reads first, and refuses if it cannot.
+4. Should the sequence end before a step that is known, a backup has been restored underneath: everything is forgotten.
 """
 
 import asyncio
@@ -24,8 +25,10 @@ _PAUSE: Final = 0.5
 """Seconds between two readings that nobody has rung for."""
 _PAGE: Final = 500
 
+RESTORED: Final = "all"
+"""The kind of change that a restored backup is. It has no subject."""
 Forget = Callable[[str, str], None]
-"""Told the kind and the subject of each change."""
+"""Told the kind and the subject of each change; of ``RESTORED``, if everything may have changed."""
 
 
 class FollowedStore(TrailStore, Bell, Protocol):
@@ -103,6 +106,7 @@ class ChangeFollower:
     async def _read(self) -> None:
         # Both before the reading: what is committed during it may not be in it.
         heard, read_at = self._store.bell(), self._monotonic()
+        known = self._sequence
         if self._sequence is None:
             # Nothing has been remembered yet, so nothing has to be forgotten.
             self._sequence = await self._store.last_change()
@@ -114,4 +118,14 @@ class ChangeFollower:
                 self._sequence = change.sequence
             if len(changes) < _PAGE:
                 break
+        if known is not None and self._sequence == known:
+            await self._look_for_a_restore(known)
         self._heard, self._read_at = heard, read_at
+
+    async def _look_for_a_restore(self, known: int) -> None:
+        last = await self._store.last_change()
+        if last < known:
+            # What is remembered comes from a database that is no more.
+            for forget in self._forget:
+                forget(RESTORED, "")
+            self._sequence = last

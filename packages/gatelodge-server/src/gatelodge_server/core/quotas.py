@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 
 from gatelodge.errors import InvalidCredential, QuotaExceeded, Unavailable
 from gatelodge.rates import RateWindow, rate_headers, seconds_left
+from gatelodge_server.core.following import RESTORED
 from gatelodge_server.core.model import DAY, HOUR, SECOND, Clock, Duration, Instant, Tier
 from gatelodge_server.core.ports import Lease, QuotaAsk, QuotaStore
 from gatelodge_server.core.refusals import PartnerNotFound
@@ -311,7 +312,7 @@ class Quotas:
         """Heed a change (``following.Forget``): of a partner's tier, or of what a tier allows."""
         if kind == "partner":
             self.forget(subject)
-        elif kind == "tier":
+        elif kind in {"tier", RESTORED}:
             self.forget_all()
 
     def forget(self, partner_id: str) -> None:

@@ -35,6 +35,7 @@ from gatelodge.tokens import (
     public_jwk,
     sign_token,
 )
+from gatelodge_server.core.following import RESTORED
 from gatelodge_server.core.model import MINUTE, Clock, Duration, Instant, KeyPurpose, SigningKey
 from gatelodge_server.core.ports import Refused, Sealer, SigningKeyStore
 
@@ -233,7 +234,7 @@ class SigningKeys:
 
         A verifier forgets whom it let in when a key is withdrawn; it must not let them in anew by a ring that is a second old.
         """
-        if kind == "signing-key":
+        if kind in {"signing-key", RESTORED}:
             self._reading = None  # it may have begun before the change
             if self._ring is not None:
                 self._ring = replace(self._ring, read_at=float("-inf"))

@@ -13,6 +13,7 @@ Everything that is particular to SQLite stands here, so that the verbs need not 
 
 import contextlib
 import math
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -24,7 +25,8 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NotSupportedEr
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from gatelodge.errors import Unavailable
-from gatelodge_server.store.bell import Bell
+from gatelodge_server.core.model import Entropy
+from gatelodge_server.store.bell import BELL_SIZE, Bell
 from gatelodge_server.store.trail import LAST_CHANGE
 from gatelodge_server.store.waiting import WaitingLine
 
@@ -75,13 +77,23 @@ def sqlite_engine(
 class SqliteDriver:
     """Runs verbs on the file at ``path``: one that writes at a time, those that only read beside it."""
 
-    def __init__(self, path: Path, *, on_fault: Callable[[str], None], bell_at: Callable[[Path], Bell] = Bell) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        on_fault: Callable[[str], None],
+        bell_at: Callable[[Path], Bell] = Bell,
+        entropy: Entropy = os.urandom,
+    ) -> None:
+        # By one name, whichever way leads to it: the bell and SQLite's own files stand beside the database itself.
+        path = path.resolve()
         self._writer = sqlite_engine(path)
         self._reader = sqlite_engine(path, begin="BEGIN", readers=_READERS)
         self._writing = WaitingLine(1, name="store-write", patience=LOCK_TIMEOUT, on_late=self._tell_late)
         self._reading = WaitingLine(_READERS, name="store-read", patience=LOCK_TIMEOUT, on_late=self._tell_late)
         self._on_fault = on_fault
         self._bell_at = bell_at
+        self._entropy = entropy
         self._bell_path = path.with_name(path.name + "-bell")
         self._bell: Bell | None = None
         self._hanging = threading.Lock()
@@ -137,9 +149,11 @@ class SqliteDriver:
                 connection.connection.cursor().execute(f"PRAGMA busy_timeout = {math.ceil(left * 1000)}")
                 with connection.begin():
                     outcome = verb(connection, *args, **kwargs)
-                sequence = connection.info.pop(LAST_CHANGE, None)
-            if sequence is not None:
-                bell.ring(sequence)
+                has_changed = connection.info.pop(LAST_CHANGE, None) is not None
+            if has_changed:
+                # Not the step's own number: where a backup has been restored the same step is taken a second time, and
+                # whoever had heard of the first would not hear of the second.
+                bell.ring(int.from_bytes(self._entropy(BELL_SIZE), "big"))
             return outcome
 
         return await line(transaction)
