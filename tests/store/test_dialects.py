@@ -77,6 +77,7 @@ async def everything(store):
     await store.retire_signing_key("1", now=START, by="test")
     await store.list_signing_keys()
     await everything_of_tokens(store)
+    await everything_of_a_companys_key(store)
     await every_verb_of_registration(store)
     await every_verb_of_quotas(store, key)
     await store.list_audit(partner_id="acme-motors", since=START)
@@ -85,6 +86,17 @@ async def everything(store):
     for mail in await store.claim_mails(limit=10, now=START, until=START + DAY):
         await store.settle_mail(mail.id, Sent(), now=START)
     await store.purge_mails(ended_before=START + DAY, now=START + DAY)
+
+
+async def everything_of_a_companys_key(store):
+    """The verbs that lock a company's key, which is used for the first time at the gate."""
+    company = a_company(partner_id="zeta")
+    await store.create_company(company, a_key("zeta", company.id), replay=a_replay(), by="test")
+    key = a_key("zeta", company.id)
+    await store.roll_company_key(company.id, key, ends_at=START, replay=a_replay(), now=START, by="test")
+    await store.note_usage([UsageMark("zeta", 0, 1, 1)], [LastUse("key", key.id, START, "")])
+    await store.roll_key(key.id, a_key("zeta", company.id), ends_at=START, now=START, by="test")
+    await store.delete_company("zeta", company.id, now=START, by="test")
 
 
 async def every_verb_of_registration(store):
@@ -169,6 +181,7 @@ async def test_what_a_verb_reads_before_it_writes_is_locked_on_postgresql(statem
         for said in map(on_postgresql, statements)
     }
     assert {match.groups() for match in held if match} == {
+        ("company", "KEY SHARE"),
         ("credential", "NO KEY UPDATE"),
         ("partner", "KEY SHARE"),
         ("partner", "SHARE"),
@@ -180,6 +193,55 @@ async def test_what_a_verb_reads_before_it_writes_is_locked_on_postgresql(statem
     assert all(re.search(r"ORDER BY session\.id\s+FOR UPDATE OF session$", said) for said in refreshes)
     (claim,) = [said for said in locking if "FROM outbox" in said]
     assert claim.endswith("FOR UPDATE SKIP LOCKED")
+
+
+LOCK_ORDER = ("verification", "replay", "partner", "company", "credential")
+
+
+def locked_by(said, given):
+    """The tables of which a statement locks rows on PostgreSQL: of a new row, those that it refers to.
+
+    ``given`` are the parameters of a new row. Not a key that is referred to: nothing locks keys so that a reference to them would have to wait.
+    """
+    verb, table = re.match(r"(?:(UPDATE|DELETE FROM|INSERT INTO) (\w+))?", said).groups()
+    if verb is None:
+        return {re.search(r"FROM (\w+)", said)[1]} if re.search(r"FOR (NO KEY )?(UPDATE|SHARE|KEY SHARE)", said) else set()
+    if verb != "INSERT INTO":
+        return {table}
+    keys = metadata.tables[table].foreign_keys
+    return {key.column.table.name for key in keys if given.get(key.parent.name) is not None} - {"credential"}
+
+
+@pytest.fixture
+async def transactions(tmp_path):
+    """The statements of each transaction, with their parameters."""
+    said = {}
+
+    def listen(connection, statement, several, one, _):
+        if isinstance(statement, ClauseElement):
+            given = {**one, **(several[0] if several else {})}
+            said.setdefault(connection.get_transaction(), []).append((on_postgresql(statement), given))
+
+    store = SqliteBackend.create(tmp_path).open()
+    event.listen(Engine, "before_execute", listen)
+    try:
+        await everything(store)
+    finally:
+        await store.close()
+        event.remove(Engine, "before_execute", listen)
+    return list(said.values())
+
+
+async def test_every_verb_locks_in_the_same_order_so_that_no_two_wait_for_each_other_on_postgresql(transactions):
+    assert len(transactions) > 50
+    for statements in transactions:
+        held = []
+        for said, given in statements:
+            locked = locked_by(said, given) & set(LOCK_ORDER)
+            new = sorted(LOCK_ORDER.index(table) for table in locked if table not in held)
+            for at in new:
+                assert not held or at > LOCK_ORDER.index(held[-1]), f"{LOCK_ORDER[at]} after {held}: {statements}"
+                held.append(LOCK_ORDER[at])
 
 
 def test_every_table_and_index_can_be_made_on_postgresql():

@@ -194,6 +194,9 @@ def roll_key(
     if found is None:
         return Refused(KeyNotFound)
     lock_partner(connection, found.partner_id)
+    if found.company_id is not None:
+        own = select(company.c.id).where(company.c.id == found.company_id.bytes)
+        connection.execute(own.with_for_update(read=True, key_share=True))
     old = _lock_key(connection, key_id) or found
     if old.end_cause in {EndCause.ROTATED, EndCause.REVOKED} or (old.ends_at is not None and now >= old.ends_at):
         return Refused(KeyEnded)
