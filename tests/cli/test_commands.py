@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from datetime import datetime, timedelta
+from importlib.metadata import version
 
 import pytest
 from harness import run_command
@@ -241,8 +242,13 @@ def test_the_trail_is_shown_by_partner_and_by_time(data):
     assert ask("audit", "--since", elsewhere, data=data) == since
     assert ask("audit", "--since", instant, "--partner", partner.id, data=data) == own[-1:]
     assert ask("audit", "--since", "9999-01-01", data=data) == []
-    assert ask("audit", "--partner", "nobody", data=data) == []
+    assert refused("audit", "--partner", "nobody", data=data) == "There is no partner with this id."
     assert until_here == everything[: len(until_here)]
+
+
+def test_the_program_says_its_version():
+    done = command("--version")
+    assert (done.exit_code, done.stdout) == (0, f"gatelodge {version('gatelodge-server')}\n")
 
 
 def test_the_database_is_brought_to_this_version(data):

@@ -46,11 +46,18 @@ def test_a_partner_is_put_into_a_tier(data):
     [("-1", 2), ("0", 2), ("1", 0), ("1999999999", 0), ("2000000000", 0), ("2000000001", 2), ("ten", 2), ("1.5", 2), ("", 2)],
 )
 def test_a_limit_is_a_whole_number_that_every_database_can_count(data, flag, limit, code):
-    limits = {"--per-hour": "1000", "--per-day": "1000", flag: limit}
+    limits = {"--per-hour": "1", "--per-day": "2000000000", flag: limit}
     done = command("tier", "set", "edge", *(word for pair in limits.items() for word in pair), data=data)
     assert done.exit_code == code, done.stderr
     if code:
         assert flag in done.stderr
+
+
+@pytest.mark.parametrize(("per_day", "code"), [("9", 2), ("10", 0), ("11", 0)])
+def test_a_day_allows_no_less_than_an_hour(data, per_day, code):
+    done = command("tier", "set", "day", "--per-hour", "10", "--per-day", per_day, data=data)
+    assert done.exit_code == code, done.stderr
+    assert ("--per-day must not be less than --per-hour" in " ".join(done.stderr.split())) == bool(code)
 
 
 @pytest.mark.parametrize("name", ["Upper", "two words", "-x", "x--y", "x" * 49, "ü", ""])

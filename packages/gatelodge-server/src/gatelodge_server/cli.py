@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -195,6 +196,8 @@ async def audit(
     since: Annotated[str | None, typer.Option(help="only from this time on, such as 2026-06-26T07:56:42+00:00")] = None,
 ) -> Sequence[Record]:
     """What was done, when and by whom, oldest first."""
+    if partner is not None:
+        await lodge.partners.get(partner)
     events = await lodge.store.list_audit(partner_id=partner, since=instant_of(since) if since else None)
     return [
         {
@@ -321,6 +324,22 @@ def _announce(started: "Started") -> None:
             """-d '{"searchCriteria":{"vin":"1HGBH41JXMN109186","mileage":55555,"stateShortName":"TX"}}'\n"""
         )
     sys.stdout.flush()
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - as typer calls it
+    if wanted:
+        print(f"gatelodge {version('gatelodge-server')}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def everywhere(
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", help="say which version this is", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """The lodge at the gate of a partner API."""
 
 
 def main() -> None:

@@ -33,6 +33,8 @@ async def tier_set(
     per_day: Annotated[int, typer.Option(help="requests in a day by UTC", min=1, max=LARGEST_LIMIT)],
 ) -> Record:
     """Add a tier, or change what it allows: for all partners in it, at once."""
+    if per_day < per_hour:
+        raise typer.BadParameter("--per-day must not be less than --per-hour: the day would run out within an hour")
     sequence = await lodge.tiers.set_limits(tier, per_hour=per_hour, per_day=per_day, by=BY)
     return {**_tier_record(Tier(tier, per_hour, per_day)), "sequence": sequence}
 

@@ -1,6 +1,7 @@
 """`gatelodge serve`: the socket, the certificate, the processes, and what is said to whoever started it."""
 
 import asyncio
+import errno
 import logging
 import multiprocessing
 import os
@@ -142,7 +143,10 @@ def _bind(settings: Settings) -> socket.socket:
     try:
         sock = socket.create_server((settings.host, settings.port), family=family)
     except OSError as fault:
-        raise StartFault(f"cannot listen on {settings.host} port {settings.port}: {fault.strerror}") from fault
+        why = fault.strerror
+        if fault.errno == errno.EADDRINUSE:
+            why = f"{os.strerror(fault.errno)}; stop what listens there, or choose another port with --port"
+        raise StartFault(f"cannot listen on {settings.host} port {settings.port}: {why}") from fault
     sock.set_inheritable(True)
     return sock
 

@@ -68,7 +68,7 @@ class CredentialRevoked(Rejected):
     """A genuine credential that was ended by somebody."""
 
     code = "credential_revoked"
-    detail = "The credential has been revoked. Ask the partner manager for a new one, or log in again."
+    detail = "The credential has been revoked. Ask the partner manager for a new one, register anew, or log in again."
 
 
 class CredentialRotated(Rejected):
