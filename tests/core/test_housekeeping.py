@@ -123,3 +123,14 @@ async def test_mails_that_were_not_sent_go_a_week_after_their_time(lodge, housek
     lodge.clock.now = START + NOTICE_TTL + ENDED_MAILS_KEPT + offset
     await housekeeping.go_round()
     assert lodge.backend.count("outbox") == (0 if offset >= 0 else 1)
+
+
+async def test_letters_in_files_go_a_week_after_they_were_made_and_are_looked_for_once_an_hour(lodge, purged):
+    asked = []
+    housekeeping = Housekeeping(
+        store=lodge.store, clock=lodge.clock, on_purged=purged, on_mistake=purged, delete_letters=asked.append
+    )
+    for offset in (0, HOUR - 1, HOUR):
+        lodge.clock.now = START + offset
+        await housekeeping.go_round()
+    assert asked == [START - ENDED_MAILS_KEPT, START + HOUR - ENDED_MAILS_KEPT]

@@ -16,7 +16,15 @@ from gatelodge_server.core.model import DAY, HOUR, MINUTE, SECOND, MailKind
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.mail.letters import Composer
 from gatelodge_server.mail.mailer import AT_ONCE, CLAIM_TTL, Mailer
-from gatelodge_server.mail.transports import DirectoryTransport, Login, MailServer, Patience, Protection, SmtpTransport
+from gatelodge_server.mail.transports import (
+    DirectoryTransport,
+    Login,
+    MailServer,
+    Patience,
+    Protection,
+    SmtpTransport,
+    delete_letters,
+)
 from gatelodge_server.store.outbox import queue_mail
 from gatelodge_server.store.store import SqlStore
 from gatelodge_server.vault import MasterKeys, Vault
@@ -538,6 +546,25 @@ async def test_a_file_that_cannot_have_its_name_leaves_nothing_behind(queue, mai
     await mailer_for(DirectoryTransport(tmp_path / "outbox")).drain()
     assert list((tmp_path / "outbox").iterdir()) == [in_the_way]
     assert state()[0][0] is None
+
+
+@pytest.mark.parametrize("offset", AROUND)
+async def test_files_that_are_older_than_asked_are_deleted_and_whatever_else_lies_there_stays(
+    queue, mailer_for, tmp_path, offset
+):
+    directory = tmp_path / "outbox"
+    delete_letters(directory, before=START)  # there is none yet
+    await queue(a_mail(created_at=START + offset))
+    mailer = mailer_for(DirectoryTransport(directory))
+    mailer._clock.forward(9)
+    await mailer.drain()
+    (letter,) = directory.iterdir()
+    draft = letter.with_name(f".{letter.name}.4711")  # of a process that was killed
+    others = [directory / name for name in ("notes.eml", "20200101T000000.000Z.eml", f"{letter.name}.bak", f"my-{letter.name}")]
+    for path in (draft, *others):
+        path.touch()
+    delete_letters(directory, before=START)
+    assert set(directory.iterdir()) == {*others, *([letter, draft] if offset >= 0 else [])}
 
 
 async def test_a_console_that_is_gone_keeps_no_mail_back(queue, mailer_for, tmp_path, state):

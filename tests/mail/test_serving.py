@@ -131,3 +131,11 @@ def test_a_user_without_a_password_or_a_password_without_a_user_is_told_at_the_s
     assert done.returncode == 1
     assert "GATELODGE_SMTP_PASSWORD" in done.stderr
     assert "hunter2" not in done.stderr + done.stdout
+
+
+def test_letters_in_files_do_not_lie_there_for_ever(data):
+    old = data / "outbox" / f"20200101T000000.000Z-{'0' * 32}.eml"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    with Server(data):
+        wait_for(lambda: not old.exists())

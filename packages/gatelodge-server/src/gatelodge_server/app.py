@@ -32,7 +32,7 @@ from gatelodge_server.http.turnstile import Turnstile
 from gatelodge_server.log import log
 from gatelodge_server.mail.letters import Composer
 from gatelodge_server.mail.mailer import Mailer
-from gatelodge_server.mail.transports import DirectoryTransport, Login, SmtpTransport, Transport
+from gatelodge_server.mail.transports import DirectoryTransport, Login, SmtpTransport, Transport, delete_letters
 from gatelodge_server.settings import Settings
 from gatelodge_server.store.sqlite import SqliteDriver
 from gatelodge_server.store.store import SqlStore
@@ -245,7 +245,14 @@ async def at_work(lodge: Lodge) -> AsyncIterator[None]:
     await lodge.store.note_issuer(lodge.settings.public_url, now=lodge.clock())
     await lodge.signing_keys.establish()
     await lodge.access_keys.establish()
-    housekeeping = Housekeeping(store=lodge.store, clock=lodge.clock, on_purged=_log_purge, on_mistake=_log_mistake)
+    outbox = lodge.settings.data / "outbox"  # there may be letters in it from before there was a mail server
+    housekeeping = Housekeeping(
+        store=lodge.store,
+        clock=lodge.clock,
+        on_purged=_log_purge,
+        on_mistake=_log_mistake,
+        delete_letters=lambda before: delete_letters(outbox, before=before),
+    )
     tasks = [asyncio.create_task(work.run()) for work in (lodge.follower, housekeeping)]
     mailing = asyncio.create_task(lodge.mailer.run())
     counting = asyncio.create_task(lodge.quotas.run())

@@ -28,15 +28,25 @@ class HousekeptStore(SessionStore, SigningKeyStore, QuotaStore, RegistrationStor
 
 
 class Housekeeping:
-    """Walks through the sessions for as long as the service runs."""
+    """Walks through the sessions for as long as the service runs.
+
+    ``delete_letters``: deletes the files of mails that were made before that instant; called in a thread.
+    """
 
     def __init__(
-        self, *, store: HousekeptStore, clock: Clock, on_purged: Callable[[int], None], on_mistake: Callable[[Exception], None]
+        self,
+        *,
+        store: HousekeptStore,
+        clock: Clock,
+        on_purged: Callable[[int], None],
+        on_mistake: Callable[[Exception], None],
+        delete_letters: Callable[[Instant], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._clock = clock
         self._on_purged = on_purged
         self._on_mistake = on_mistake
+        self._delete_letters = delete_letters
         self._usage_forgotten_at: Instant = -HOUR
 
     async def run(self) -> None:
@@ -58,6 +68,7 @@ class Housekeeping:
         if now - self._usage_forgotten_at >= HOUR:  # it is kept by the hour, so no other rows are too old before the next
             await self._store.forget_usage(before=now - USAGE_KEPT)
             await self._store.purge_mails(ended_before=now - ENDED_MAILS_KEPT, now=now)
+            await asyncio.to_thread(self._delete_letters, now - ENDED_MAILS_KEPT)
             self._usage_forgotten_at = now
         deleted, after = 0, None
         while True:

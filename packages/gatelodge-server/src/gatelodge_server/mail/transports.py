@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from gatelodge_server.core.mails import is_final
+from gatelodge_server.core.model import Instant
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.mail.letters import Letter, Undeliverable, one_line
 from gatelodge_server.mail.servers import MailServer, Protection
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from aiosmtplib import SMTP
 
 _MILLISECONDS: Final = 1000
+_FILE: Final = re.compile(r"\.?(?P<moment>\d{8}T\d{6}\.\d{3}Z)-[0-9a-f]{32}\.eml(\.\d+)?", re.ASCII)
 _LOGIN_WANTED: Final = 530
 """RFC 4954 section 6."""
 
@@ -179,6 +182,24 @@ def _judged(reply: int, message: str, command: str) -> Exception:
     return (Undeliverable if is_final(reply) else NotTaken)(f"{reply} to {command}: {one_line(message)}")
 
 
+def delete_letters(directory: Path, *, before: Instant) -> None:
+    """Delete the files of letters that were made before that moment, and drafts of theirs. Whatever else lies there stays."""
+    if not directory.is_dir():
+        return
+    limit = _moment(before)
+    for path in directory.iterdir():
+        name = _FILE.fullmatch(path.name)
+        if name is not None and name["moment"] < limit:
+            with contextlib.suppress(OSError):  # another process may be at it too; what cannot go now goes in a later round
+                path.unlink()
+
+
+def _moment(at: Instant) -> str:
+    """An instant as the names of files begin: of two, the lesser is the earlier."""
+    seconds, milliseconds = divmod(at, _MILLISECONDS)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y%m%dT%H%M%S}.{milliseconds:03}Z"
+
+
 class DirectoryTransport:
     """Puts letters into files that mail programs can open, and shows each to whoever watches."""
 
@@ -197,8 +218,7 @@ class DirectoryTransport:
 
     def _write(self, letter: Letter) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        seconds, milliseconds = divmod(letter.created_at, _MILLISECONDS)
-        name = f"{datetime.fromtimestamp(seconds, UTC):%Y%m%dT%H%M%S}.{milliseconds:03}Z-{letter.id.hex()}.eml"
+        name = f"{_moment(letter.created_at)}-{letter.id.hex()}.eml"
         draft = self._directory / f".{name}.{os.getpid()}"
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
