@@ -141,6 +141,7 @@ credential = Table(
     Column("last_used_at", BigInteger),
     Column("last_used_from", String(45)),
 )
+Index("ix_credential_partner_id_created_at", credential.c.partner_id, credential.c.created_at)
 
 access_token = Table(
     "access_token",

@@ -146,6 +146,7 @@ def _extend() -> None:
         ("last_used_from", sa.String(length=45)),
     ):
         op.add_column("credential", sa.Column(name, kind, nullable=True))
+    op.create_index("ix_credential_partner_id_created_at", "credential", ["partner_id", "created_at"], unique=False)
     op.add_column(
         "signing_key", sa.Column("purpose", sa.String(length=16), server_default=sa.text("'session'"), nullable=False)
     )
