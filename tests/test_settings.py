@@ -177,7 +177,7 @@ def test_what_is_not_said_follows_from_what_is(load):
         "port": ["", "-1", "65536", "80.0", "0x50", "８０", " 80", "1_000", "9999999"],  # noqa: RUF001
         "workers": ["", "0", "65", "-1", "many"],
         "behind_proxy": ["10.0.0.0/33", "10.0.0.1/8", "proxy.example", "10.0.0.0/8;::1"],
-        "jwt_ttl": ["", "0s", "24", "-1h", "1.5h", "1h30m", "1w", "٣h", "1234567890s", "91d"],
+        "jwt_ttl": ["", "0s", "24", "-1h", "1.5h", "1h30m", "1w", "٣h", "1234567890s", "31d"],
         "refresh_ttl": ["", "0ms", "30"],
         "session_ttl": ["", "0d", "1h"],
         "login_failure_limit": ["", "many", "20", "20/lightyear"],
@@ -297,6 +297,15 @@ def test_the_password_for_the_mail_server_is_no_setting(faults, load):
 def test_a_jwt_may_live_as_long_as_its_session_and_no_longer(load, faults):
     assert load(jwt_ttl="2d", session_ttl="2d").lifetimes.jwt_ttl == 2 * DAY
     assert len(faults(jwt_ttl="172800001ms", session_ttl="2d")) == 1
+
+
+@pytest.mark.parametrize(("ms", "allowed"), [(172_799_999, True), (172_800_000, True), (172_800_001, False)])
+def test_a_jwt_does_not_live_longer_than_its_session_may_lie_idle(load, faults, ms, allowed):
+    """The row of a session that can no longer be refreshed is purged, and with it what its JWTs are looked up in."""
+    if allowed:
+        assert load(jwt_ttl=f"{ms}ms", refresh_ttl="2d").lifetimes.jwt_ttl == ms
+    else:
+        assert faults(jwt_ttl=f"{ms}ms", refresh_ttl="2d") == ["jwt_ttl must not be longer than refresh_ttl"]
 
 
 @pytest.mark.parametrize("name", ["prot", "master_key", "tls"])

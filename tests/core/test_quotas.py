@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatelodge.errors import InvalidCredential, QuotaExceeded, Unavailable
+from gatelodge_server.core.following import RESTORED
 from gatelodge_server.core.model import DAY, HOUR, Tier
 from gatelodge_server.core.ports import QuotaAsk, UsageMark
 from gatelodge_server.core.quotas import BUSY, EXHAUSTED_KEPT, IDLE, Quotas, QuotaStatus, Taken, judge_ask
@@ -621,6 +622,7 @@ async def test_r39_what_was_asked_for_before_a_change_is_not_used_after_it(node,
     [
         ("partner", ACME, True),
         ("tier", "starter", True),
+        (RESTORED, "", True),
         ("partner", "miller", False),
         ("credential", ACME, False),
     ],

@@ -304,6 +304,9 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         faults.append("--behind-proxy means that the proxy ends TLS: it excludes --tls-cert")
     if {"jwt_ttl", "session_ttl"} <= values.keys() and values["jwt_ttl"] > values["session_ttl"]:
         faults.append("jwt_ttl must not be longer than session_ttl")
+    if {"jwt_ttl", "refresh_ttl"} <= values.keys() and values["jwt_ttl"] > values["refresh_ttl"]:
+        # A session that nobody may refresh any more is over and its row is purged: a JWT would not outlive that.
+        faults.append("jwt_ttl must not be longer than refresh_ttl")
     return faults + _contradictions_of_mail(values)
 
 
