@@ -33,7 +33,11 @@ Record = Mapping[str, object]
 Work = Callable[..., Awaitable[Record | Sequence[Record]]]
 
 app = typer.Typer(
-    name="gatelodge", help="The lodge at the gate of a partner API.", no_args_is_help=True, pretty_exceptions_enable=False
+    name="gatelodge",
+    help="The lodge at the gate of a partner API.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help, and faults that can be searched for; with rich it would take twice as long
 )
 GROUPS: Final = {
     name: typer.Typer(help=text, no_args_is_help=True)
