@@ -42,10 +42,10 @@ def test_r77_an_address_is_counted_under_one_name_in_every_notation(address, buc
     assert bucket_of(address) == bucket
 
 
-def test_a_sender_has_four_under_way_at_once_and_those_past_that_take_nothing_from_others():
+def test_a_sender_has_sixteen_under_way_at_once_and_those_past_that_take_nothing_from_others():
     requests = Attempts("100/hour", refusal=TooManyRequests)
     with ExitStack() as places:
-        for last in range(4):
+        for last in range(16):
             places.enter_context(requests.place(f"2001:db8::{last}"))
         with pytest.raises(TooManyRequests) as refused, requests.place("2001:db8::9"):
             pass
@@ -56,10 +56,10 @@ def test_a_sender_has_four_under_way_at_once_and_those_past_that_take_nothing_fr
         pass
 
 
-async def test_a_sender_has_four_attempts_under_way_at_once_and_the_next_is_not_judged():
+async def test_a_sender_has_sixteen_attempts_under_way_at_once_and_the_next_is_not_judged():
     failures = Attempts("100/hour")
     with ExitStack() as places:
-        for _ in range(4):
+        for _ in range(16):
             places.enter_context(failures.place("192.0.2.1"))
         with pytest.raises(TooManyFailures):
             async with failures.attempt("192.0.2.1"):

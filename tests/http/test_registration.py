@@ -260,7 +260,7 @@ def test_r59_of_many_guesses_at_once_no_more_than_five_are_judged(server, client
     to = address()
     code = code_for(server, client, to)
     guesses = [other_than(code)] * 12
-    with ThreadPoolExecutor(4) as pool:  # one sender has no more under way
+    with ThreadPoolExecutor(12) as pool:
         assert {outcome(answer) for answer in pool.map(lambda guess: verify(client, to, guess), guesses)} == {INVALID}
     assert outcome(verify(client, to, code)) == INVALID
 

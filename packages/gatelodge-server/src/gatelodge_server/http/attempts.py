@@ -16,7 +16,7 @@ from gatelodge_server.http.edge import parse_address
 from gatelodge_server.http.problems import TooManyFailures
 
 _PREFIX: Final = 64
-_AT_ONCE: Final = 4
+_AT_ONCE: Final = 16
 """So many of what is slow may one sender have under way, however many places there are: the rest is for others."""
 
 
