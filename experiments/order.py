@@ -13,7 +13,10 @@ lines is the order of the calls. The controls run with ``synchronous`` NORMAL, a
 """
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from itertools import groupby
+from pathlib import Path
 
 from experiments.client import Answer, Caller
 from experiments.ground import Experiment, Ground, Site, Verdict, bounded
@@ -24,7 +27,14 @@ _WRITES = ("write", "writev", "sendto", "sendmsg")
 _DISK = ("pwrite64", "pwritev", "fdatasync", "fsync")
 
 
-async def _requests(caller: Caller, key: str, rounds: int) -> list[tuple[str, bool]]:
+async def _mails_are_sent(data: Path) -> None:
+    """Wait until nothing is written but for requests: the owner of a reused token is sent a mail, and that is written down."""
+    with closing(sqlite3.connect(f"file:{data / 'gatelodge.db'}?mode=ro", uri=True)) as database:
+        while database.execute("SELECT count(*) FROM outbox WHERE ended_at IS NULL").fetchone() != (0,):
+            await asyncio.sleep(0.02)
+
+
+async def _requests(caller: Caller, key: str, rounds: int, data: Path) -> list[tuple[str, bool]]:
     """Send requests one by one: what each was, and whether its answer says that something has changed."""
     sent: list[tuple[str, bool]] = []
 
@@ -50,6 +60,7 @@ async def _requests(caller: Caller, key: str, rounds: int) -> list[tuple[str, bo
         token("refresh", await caller.refresh(fourth))
         verdict = await caller.refresh(fourth)
         sent.append(("reuse", verdict is not None and verdict.status == 401))
+        await _mails_are_sent(data)
     return sent
 
 
@@ -93,7 +104,7 @@ async def _trace(site: Site, rounds: int) -> Verdict:
     assert site.server.process is not None
     output = site.server.data.with_name("trace.txt")
     with Strace(site.server.process.pid, output, watch=(*_READS, *_WRITES, *_DISK)) as strace:
-        sent = await _requests(caller, key, rounds)
+        sent = await _requests(caller, key, rounds, site.server.data)
     caller.close()
     calls = strace.calls()
     exchanges = _exchanges(calls)

@@ -49,7 +49,8 @@ from gatelodge_server.store.tables import access_token, partner
 from gatelodge_server.vault import Vault, system_entropy
 
 INVALID_CODE = (401, "invalid_verification_code")
-BUSY = (503, "unavailable")
+BUSY = {(503, "unavailable"), (429, "too_many_failures")}
+"""There are so many places for slow digests in all, and so many for one sender: whoever finds none is not judged."""
 INVALID = (401, "invalid_credential")
 REVOKED = (401, "credential_revoked")
 QUOTA_TYPE = "https://iana.org/assignments/http-problem-types#quota-exceeded"
@@ -114,8 +115,7 @@ def test_r59_of_two_hundred_guesses_at_once_no_more_than_five_are_judged(either)
         verify = f"{REGISTER}/Verify"
         answers = at_once(either, [(verify, {"contactEmail": to, "verificationCode": guess}, {}) for guess in wrong])
         assert len(answers) == GUESSES
-        # Whoever finds no place in the queue for slow digests is asked to come back, and was not judged.
-        assert {outcome(answer) for answer in answers} <= {INVALID_CODE, BUSY}
+        assert {outcome(answer) for answer in answers} <= {INVALID_CODE, *BUSY}
         counted = rows(either.data, "SELECT attempts, day_failures FROM verification WHERE address = ?", to)
         assert counted == [(5, 5)]
         right = client.post(verify, json={"contactEmail": to, "verificationCode": code})
@@ -131,7 +131,7 @@ def test_r59_a_right_guess_in_the_crowd_is_worth_one_key_or_none(either):
         code = code_in(next_mail_to(either, to, 0))
     asked = (f"{REGISTER}/Verify", {"contactEmail": to, "verificationCode": code}, {})
     answers = at_once(either, [asked] * 50)
-    assert {outcome(answer) for answer in answers} <= {GOOD, INVALID_CODE, BUSY}
+    assert {outcome(answer) for answer in answers} <= {GOOD, INVALID_CODE, *BUSY}
     keys = {answer.json()["apiKey"] for answer in answers if answer.status_code == 200}
     assert len(keys) == 1
     assert len(rows(either.data, "SELECT id FROM partner WHERE registered_address = ?", to)) == 1

@@ -16,6 +16,7 @@ import math
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
@@ -37,10 +38,10 @@ LOCK_TIMEOUT: Final = 5.0
 """Seconds for which a transaction waits, in the line and for the writer of another process together."""
 UPGRADE_TIMEOUT: Final = 60.0
 """The same, for whoever starts while others upgrade the schema."""
+_JOURNAL_PAUSE: Final = 0.02
 _READERS: Final = 2
 _MISTAKES: Final = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
 _PRAGMAS: Final = (
-    "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
     # A checkpoint costs fsyncs of its own and its commit waits for it: rarer and larger is cheaper.
@@ -63,6 +64,7 @@ def sqlite_engine(
 
     def on_connect(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
         connection.isolation_level = None  # begin and commit are said, by SQLAlchemy, and not guessed by the driver
+        _write_ahead(connection, time.monotonic() + lock_timeout)
         for pragma in _PRAGMAS:
             connection.execute(pragma)
 
@@ -72,6 +74,18 @@ def sqlite_engine(
     event.listen(engine, "connect", on_connect)
     event.listen(engine, "begin", on_begin)
     return engine
+
+
+def _write_ahead(connection: sqlite3.Connection, deadline: float) -> None:
+    """Have a write-ahead log. A database that is new gets it once, from one of those who open it at the same time."""
+    while connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            # SQLite does not wait for this lock: whoever holds it is about to make the same change.
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_JOURNAL_PAUSE)
 
 
 class SqliteDriver:
