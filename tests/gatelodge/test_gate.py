@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 
 import pytest
 from gating import Api, Down, a_grant, bearer, caller, knock
@@ -17,6 +18,7 @@ from gatelodge import (
     QuotaExceeded,
     caller_of,
 )
+from gatelodge import gate as gate_module
 from gatelodge.errors import HttpsRequired
 from gatelodge.gate import CALLER, REQUEST_ID
 
@@ -286,7 +288,14 @@ async def test_an_insane_request_id_or_none_becomes_one_of_ours(gate, api, gateh
         assert answer.header("x-request-id") == api.scopes[-1][REQUEST_ID]
         ids.add(answer.header("x-request-id"))
     assert len(ids) == 2
-    assert all(len(id_) == 32 and id_.isalnum() for id_ in ids)
+    assert all(re.fullmatch(r"[0-9a-f]{12}-[0-9a-f]+", id_) for id_ in ids)
+
+
+def test_a_process_that_was_forked_gives_out_ids_of_its_own():
+    ids = gate_module._RequestIds()
+    before = ids.take()
+    ids.begin()
+    assert ids.take().partition(b"-")[0] != before.partition(b"-")[0]
 
 
 async def test_a_request_that_has_an_id_already_keeps_it_and_whoever_gave_it_says_so(api, gatehouse):

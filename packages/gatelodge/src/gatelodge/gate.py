@@ -12,14 +12,15 @@ What happens to a request, in order; whoever fails at one step hears of none of 
 The API never hears of a request that is refused.
 """
 
+import itertools
 import logging
+import os
 import re
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from email.utils import formatdate
 from functools import lru_cache
-from itertools import product
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from uuid import uuid4
 
 from gatelodge.errors import (
@@ -59,8 +60,9 @@ IDENTITY_HEADERS: Final = frozenset({b"x-partner-id", b"x-company-id", b"x-partn
 _LIES: Final = frozenset(
     b"".join(parts)
     for name in IDENTITY_HEADERS
-    for parts in product(*((b"-", b"_") if part == b"-" else (part,) for part in re.split(rb"(-)", name)))
+    for parts in itertools.product(*((b"-", b"_") if part == b"-" else (part,) for part in re.split(rb"(-)", name)))
 )
+_OF_NOTE: Final = _LIES | {b"authorization", b"r-auth", b"content-length", b"transfer-encoding"}
 _JSON_TYPE: Final = re.compile(rb"application/(?:[a-z0-9!#$&^_.-]+\+)?json")
 _UTF8: Final = re.compile(rb"""\s*charset\s*=\s*"?(?:utf-?8|us-ascii)"?\s*""")
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
@@ -87,8 +89,24 @@ def credential_in(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
 
     Any other scheme in `Authorization` is none of ours, and no credential. What is not ASCII is one, and not a good one.
     """
+    return _look_over(headers).credential
+
+
+class _Head(NamedTuple):
+    """What the gate needs to know of a request's headers."""
+
+    credential: str | None
+    may_have_body: bool
+    has_lies: bool
+
+
+def _look_over(headers: Iterable[tuple[bytes, bytes]]) -> _Head:
+    """Look at all headers once: every request has some ten of them, and few are of note."""
     found = None
+    may_have_body = has_lies = False
     for name, value in headers:
+        if name not in _OF_NOTE:
+            continue
         if name == b"authorization":
             if value[:7].lower() != b"bearer ":
                 continue
@@ -96,11 +114,13 @@ def credential_in(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         elif name == b"r-auth":
             token = value.strip()
         else:
+            has_lies = has_lies or name in _LIES
+            may_have_body = may_have_body or name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
             continue
         if found is not None and found != token:
             raise AmbiguousCredentials
         found = token
-    return None if found is None else found.decode("latin-1")
+    return _Head(None if found is None else found.decode("latin-1"), may_have_body, has_lies)
 
 
 def named_partners(body: dict[str, object] | list[object]) -> list[object]:
@@ -168,7 +188,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
 
-        ours = {name for name, _ in added}
+        ours = dict(added)
 
         async def send_marked(message: Message) -> None:
             if message["type"] in _ANSWERS:
@@ -184,18 +204,18 @@ class Gate:
         if scope.get("scheme") not in _SECURE:
             raise HttpsRequired
         headers = scope["headers"]
-        credential = credential_in(headers)
+        credential, may_have_body, has_lies = _look_over(headers)
         if credential is None:
             raise NoCredential
         caller = scope[CALLER] = await self._verifier.verify_async(credential)
         if scope["type"] == "http":
-            if _may_have_body(scope):
+            if may_have_body or scope.get("http_version", "1.1") not in _FRAMED_BY_HEADERS:
                 receive = await self._check_body(headers, receive, caller)
                 # A body may take its time, and what has been revoked meanwhile is not to be believed any more.
                 caller = scope[CALLER] = await self._verifier.verify_async(credential)
             else:
                 receive = _without_body(receive)
-        if not _LIES.isdisjoint([name for name, _ in headers]):
+        if has_lies:
             scope["headers"] = [pair for pair in headers if pair[0] not in _LIES]
         if self._count is None:
             return receive, ()
@@ -268,14 +288,6 @@ def _without_body(receive: Receive) -> Receive:
     return receive_no_body
 
 
-def _may_have_body(scope: Scope) -> bool:
-    if scope.get("http_version", "1.1") not in _FRAMED_BY_HEADERS:
-        return True
-    return any(
-        name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in scope["headers"]
-    )
-
-
 def _only(headers: Sequence[tuple[bytes, bytes]], wanted: bytes) -> bytes | None:
     values = {value for name, value in headers if name == wanted}
     if len(values) > 1:
@@ -301,9 +313,29 @@ def _farewell(sunset_at: int, rotated_at: int | None) -> Sequence[tuple[bytes, b
     return (sunset,) if rotated_at is None else (sunset, (b"deprecation", b"@%d" % rotated_at))
 
 
+class _RequestIds:
+    """Ids for requests that have none: counted, since a random number for each would be felt, behind one of the process."""
+
+    def __init__(self) -> None:
+        self.begin()
+        os.register_at_fork(after_in_child=self.begin)
+
+    def begin(self) -> None:
+        """Count anew, behind another number: a process that was forked must not count what its parent does."""
+        self._process = uuid4().hex[:12].encode("ascii")
+        self._count = itertools.count(1)
+
+    def take(self) -> bytes:
+        """One that nobody else has."""
+        return b"%b-%x" % (self._process, next(self._count))
+
+
+_ids: Final = _RequestIds()
+
+
 def _identify(scope: Scope) -> Headers:
     given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    request_id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex.encode("ascii")
+    request_id = given if _REQUEST_ID.fullmatch(given) else _ids.take()
     scope[REQUEST_ID] = request_id.decode("ascii")
     return [(b"x-request-id", request_id)]
 

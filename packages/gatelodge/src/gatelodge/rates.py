@@ -5,7 +5,6 @@ fields (RFC 9651 section 3.1). Older clients know only one window, and read `X-R
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Final, NamedTuple
 
 _SECOND: Final = 1_000
@@ -31,37 +30,42 @@ def seconds_left(window: RateWindow, now: int) -> int:
     return max(0, -((now - window.ends_at) // _SECOND))
 
 
+class RateForm:
+    """What the rate headers of some windows have in common for as long as the windows last: all but what is left."""
+
+    __slots__ = ("_ends_at", "_form", "_older", "_policy")
+
+    def __init__(self, windows: Sequence[RateWindow]) -> None:
+        policies = ", ".join(f'"{window.name}";q={window.limit};w={window.seconds}' for window in windows)
+        self._policy: Header = (b"ratelimit-policy", policies.encode("ascii"))
+        self._form = ", ".join(f'"{window.name}";r=%d;t=%d' for window in windows).encode("ascii")
+        self._ends_at = [window.ends_at for window in windows]
+        self._older: list[tuple[Header, Header]] = [
+            ((b"x-ratelimit-limit", b"%d" % window.limit), (b"x-ratelimit-reset", b"%d" % -(-window.ends_at // _SECOND)))
+            for window in windows
+        ]
+
+    def headers(self, remaining: Sequence[int], now: int) -> list[Header]:
+        """The headers at ``now`` (Unix milliseconds), by what remains of each window."""
+        numbers: list[int] = []
+        for ends_at, left in zip(self._ends_at, remaining, strict=True):
+            seconds = (ends_at - now + 999) // 1_000  # as `seconds_left` has it, without the cost of a call
+            numbers += (left, max(0, seconds))
+        least = min(remaining)
+        limit, reset = self._older[remaining.index(least)]
+        return [
+            self._policy,
+            (b"ratelimit", self._form % tuple(numbers)),
+            limit,
+            (b"x-ratelimit-remaining", b"%d" % least),
+            reset,
+        ]
+
+
 def rate_headers(windows: Sequence[RateWindow], now: int) -> list[Header]:
     """The headers for one or more windows at ``now`` (Unix milliseconds).
 
     The `X-RateLimit-…` ones tell of the window with the least remaining, which is the one that will refuse first. `-Reset` is
     when it ends in Unix seconds, rounded up, as GitHub has made it known; who wants seconds to wait reads `t` of `RateLimit`.
     """
-    # All but what is left is the same for every request of a window: made once, and found by the rest of the window.
-    policy, form, older = _lasting(tuple([window[:4] for window in windows]))
-    numbers: list[int] = []
-    least, tightest = windows[0][4], 0
-    for at, (_, _, _, ends_at, remaining) in enumerate(windows):
-        left = (ends_at - now + 999) // 1_000  # as `seconds_left` has it, without the cost of a call
-        numbers += (remaining, max(0, left))
-        if remaining < least:
-            least, tightest = remaining, at
-    limit, reset = older[tightest]
-    return [
-        policy,
-        (b"ratelimit", form % tuple(numbers)),
-        limit,
-        (b"x-ratelimit-remaining", b"%d" % least),
-        reset,
-    ]
-
-
-@lru_cache(maxsize=4_096)
-def _lasting(windows: tuple[tuple[str, int, int, int], ...]) -> tuple[Header, bytes, tuple[tuple[Header, Header], ...]]:
-    policies = ", ".join(f'"{name}";q={limit};w={seconds}' for name, limit, seconds, _ in windows)
-    form = ", ".join(f'"{name}";r=%d;t=%d' for name, *_ in windows)
-    older = tuple(
-        ((b"x-ratelimit-limit", b"%d" % limit), (b"x-ratelimit-reset", b"%d" % -(-ends_at // _SECOND)))
-        for _, limit, _, ends_at in windows
-    )
-    return (b"ratelimit-policy", policies.encode("ascii")), form.encode("ascii"), older
+    return RateForm(windows).headers([window.remaining for window in windows], now)

@@ -6,10 +6,10 @@ The gate is ``gatelodge.gate.Gate``; who calls is known when it asks here.
 from typing import Any, Final, Literal
 
 from gatelodge.gate import REQUEST_ID, Scope
-from gatelodge.rates import Header, rate_headers
+from gatelodge.rates import Header, RateForm
 from gatelodge.verify import Caller
 from gatelodge_server.core.model import MINUTE, Clock
-from gatelodge_server.core.quotas import Quotas
+from gatelodge_server.core.quotas import Quotas, QuotaStatus
 from gatelodge_server.http.operation import credential_free
 from gatelodge_server.log import log
 
@@ -23,6 +23,7 @@ class Turnstile:
         self._quotas = quotas
         self._clock = clock
         self._logged: dict[tuple[str, str], int] = {}
+        self._forms: dict[str, tuple[QuotaStatus, RateForm]] = {}
 
     async def __call__(self, caller: Caller, scope: Scope) -> list[Header]:
         """Let one request in; the rate headers. Raises ``QuotaExceeded`` or ``Unavailable``."""
@@ -32,7 +33,21 @@ class Turnstile:
         self._quotas.note_use(kind, caller.credential_id, address, now)
         status = await self._quotas.count(caller.partner, now)
         self._log(caller, scope, address, now // MINUTE)
-        return rate_headers(status.windows(), now)
+        hour, day = status.hour, status.day
+        return self._form(caller.partner, status).headers((hour.remaining, day.remaining), now)
+
+    def _form(self, partner: str, status: QuotaStatus) -> RateForm:
+        known = self._forms.get(partner)
+        if known is not None:
+            then, form = known
+            same_windows = then.hour.resets_at == status.hour.resets_at and then.day.resets_at == status.day.resets_at
+            if then.tier is status.tier and same_windows:
+                return form
+        if len(self._forms) >= _REMEMBERED:
+            self._forms.clear()
+        form = RateForm(status.windows())
+        self._forms[partner] = (status, form)
+        return form
 
     def _log(self, caller: Caller, scope: Scope, address: str, minute: int) -> None:
         # Each request is counted as usage; a line for each would cost more than all else here. Once a minute says who came
