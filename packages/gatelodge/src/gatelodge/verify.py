@@ -226,7 +226,7 @@ class Verifier:
         key = await self._keys.find_async(token.kid)
         judged = self._judge(token, key, await _for_its_issuer(token, key, self._rules, records), "session")
         grant = await records.find_session(judged.caller)
-        return (grant if grant.ends_at <= judged.ends_at else judged._replace(caller=grant.caller)), key
+        return (grant if grant.ends_at <= judged.ends_at else Grant(grant.caller, judged.ends_at, judged.reason)), key
 
     def _read(self, text: str) -> UnverifiedToken:
         token = read_unverified(text)
@@ -310,29 +310,25 @@ def caller_from(claims: Mapping[str, object], sort: CredentialKind) -> Caller:
     if not _is_kind(kind):
         raise InvalidCredential
     token_id = _word(claims, Claim.TOKEN_ID)
-    caller = Caller(
+    # An access token does not say its tier: it would outlive every change of it.
+    tier, credential_id, session, expires_at = "", token_id, None, None
+    if sort == "session":
+        tier, credential_id, session = _word(claims, Claim.TIER), _word(claims, Claim.CLIENT_ID), _word(claims, Claim.SESSION)
+        expiry = claims.get(Claim.EXPIRES_AT)
+        if not isinstance(expiry, int):
+            raise InvalidCredential
+        expires_at = expiry
+    return Caller(
         partner=_word(claims, Claim.PARTNER),
         company=_company(kind, claims.get(Claim.COMPANY)),
         kind=kind,
-        tier="",
+        tier=tier,
         scopes=frozenset(scope.split()),
         credential=sort,
-        credential_id=token_id,
-        session=None,
+        credential_id=credential_id,
+        session=session,
         token_id=token_id,
         environment=environment,
-        expires_at=None,
-    )
-    if sort == "access-token":
-        return caller  # its tier is not in it: it would outlive every change
-    expires_at = claims.get(Claim.EXPIRES_AT)
-    if not isinstance(expires_at, int):
-        raise InvalidCredential
-    return replace(
-        caller,
-        tier=_word(claims, Claim.TIER),
-        credential_id=_word(claims, Claim.CLIENT_ID),
-        session=_word(claims, Claim.SESSION),
         expires_at=expires_at,
     )
 
