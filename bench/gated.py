@@ -20,29 +20,23 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gatelodge.gate import Gate
-from gatelodge_server.app import Lodge, assemble, at_work
 from gatelodge_server.core.model import Tier
 from gatelodge_server.core.partners import NewPartner
-from gatelodge_server.deployment import load_master_keys, prepare
-from gatelodge_server.http.turnstile import Turnstile
+from gatelodge_server.embedded import Lodge, at_work, open_lodge
 from gatelodge_server.log import configure_log
-from gatelodge_server.settings import load_settings
-from gatelodge_server.vault import Vault, system_entropy
 
 GATED = (sys.executable, "-m", "bench.gated")
 PATH = "/plans"
 _PLENTY = 2_000_000_000
 
 
-def open_lodge(data: Path) -> Lodge:
-    """The deployment in a data directory."""
-    settings = prepare(load_settings({"data": str(data)}, {}), {})
-    return assemble(settings, Vault(load_master_keys(settings, {}), system_entropy))
+def _lodge(data: Path) -> Lodge:
+    return open_lodge({"GATELODGE_DATA": str(data)})
 
 
 async def make_credentials(data: Path) -> Mapping[str, str]:
     """One credential of each kind, all of one partner whose quota does not run out."""
-    lodge = open_lodge(data)
+    lodge = _lodge(data)
     async with at_work(lodge):
         now = lodge.clock()
         await lodge.store.set_tier(Tier("plenty", _PLENTY, _PLENTY), now=now, by="bench")
@@ -61,14 +55,14 @@ def make_app(data: Path, *, gate: bool) -> Starlette:
     routes = [Route(PATH, constant)]
     if not gate:
         return Starlette(routes=routes)
-    lodge = open_lodge(data)
+    lodge = _lodge(data)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with at_work(lodge):
             yield
 
-    gate_ = Middleware(Gate, verifier=lodge.verifier, count=Turnstile(quotas=lodge.quotas, clock=lodge.clock))
+    gate_ = Middleware(Gate, verifier=lodge.verifier, count=lodge.turnstile)
     return Starlette(routes=routes, middleware=[gate_], lifespan=lifespan)
 
 

@@ -27,6 +27,10 @@ from gatelodge_server.deployment import system_clock
 from gatelodge_server.store.outbox import queue_mail, settle_mail
 from gatelodge_server.store.sqlite import sqlite_engine
 
+FIRST, SECOND, ELSEWHERE = (f"https://{name}.example" for name in ("first", "second", "elsewhere"))
+ONE, TWO = "https://localhost:1", "https://localhost:2"
+"""Names that servers on one data directory can have side by side: their certificate is of one host."""
+
 
 @pytest.fixture
 def started(tmp_path):
@@ -276,7 +280,7 @@ def test_a_look_at_an_empty_directory_binds_it_to_nothing(tmp_path):
 def test_a_token_that_was_issued_before_the_first_start_is_good_wherever_the_server_then_listens(tmp_path):
     data = tmp_path / "data"
     token = ask("token", "issue", add_partner(data).id, data=data)["token"]
-    with Server(data, "--sample-api", public_url="https://elsewhere.example") as server, server.client() as client:
+    with Server(data, "--sample-api", public_url=ELSEWHERE) as server, server.client() as client:
         answer = client.get("/api/v2/Partners/nowhere", headers={"Authorization": f"Bearer {token}"})
         assert answer.status_code == 404  # past the gate: the API knows no such path
 
@@ -284,8 +288,8 @@ def test_a_token_that_was_issued_before_the_first_start_is_good_wherever_the_ser
 def test_two_servers_on_one_database_take_what_the_other_issues(tmp_path):
     data = tmp_path / "data"
     partner = add_partner(data)
-    with Server(data, "--sample-api", public_url="https://localhost:1") as one:
-        two = Server(data, "--sample-api", public_url="https://localhost:2")
+    with Server(data, "--sample-api", public_url=ONE) as one:
+        two = Server(data, "--sample-api", public_url=TWO)
         with two, one.client() as of_one, two.client() as of_two:
             credentials = [log_in(client, partner.key)["jwt"] for client in (of_one, of_two)]
             credentials.append(ask("token", "issue", partner.id, data=data)["token"])
@@ -304,15 +308,15 @@ def test_tokens_are_issued_under_the_url_of_the_server_and_outlive_its_change(tm
             headers = {"Authorization": f"Bearer {token}"}
             return client.get("/api/v2/Partners/nowhere", headers=headers).status_code
 
-    with Server(data, "--sample-api", public_url="https://first.example") as server:
+    with Server(data, "--sample-api", public_url=FIRST) as server:
         first = ask("token", "issue", partner.id, data=data)["token"]
         assert call(server, first) == 404  # past the gate: the API knows no such path
         server.stop()
-    with Server(data, "--sample-api", public_url="https://second.example") as server:
+    with Server(data, "--sample-api", public_url=SECOND) as server:
         second = ask("token", "issue", partner.id, data=data)["token"]
         assert [call(server, first), call(server, second)] == [404, 404]
     issuers = [jwt.decode(token, options={"verify_signature": False})["iss"] for token in (first, second)]
-    assert issuers == ["https://first.example", "https://second.example"]
+    assert issuers == [FIRST, SECOND]
 
 
 def test_a_server_that_would_register_into_a_tier_that_is_not_there_does_not_start(started):
