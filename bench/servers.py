@@ -64,6 +64,11 @@ class Running:
     url: str
     pid: int
 
+    def cpu(self) -> float:
+        """Processor time used so far, in seconds."""
+        user, system = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
     def memory(self) -> float:
         """Resident memory in MB."""
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])

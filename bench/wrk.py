@@ -19,6 +19,8 @@ class Figure:
     """What a load came to."""
 
     rate: float
+    cpu_us: float
+    """Processor time of the server for a request, in microseconds."""
     median_ms: float
     p99_ms: float
     refused: int
@@ -36,17 +38,19 @@ def wrk_program() -> str:
     return found
 
 
-def load(server: Running, path: str, *, seconds: float, **environ: str) -> Figure:
-    """Load one path for so long."""
+def load(server: Running, path: str, *, seconds: float, core: int = LOAD_CORE, **environ: str) -> Figure:
+    """Load one path for so long, from a core."""
     command = [wrk_program(), "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "-s", str(_SCRIPT), server.url + path]
+    before = server.cpu()
     done = subprocess.run(
         command,
         env={**os.environ, **environ, "TARGET": path},
         capture_output=True,
         text=True,
         check=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, {LOAD_CORE}),
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
     )
+    used = server.cpu() - before
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
     requests, microseconds, refused, median, p99 = map(int, line.split()[1:])
-    return Figure(requests / microseconds * 1e6, median / 1e3, p99 / 1e3, refused)
+    return Figure(requests / microseconds * 1e6, used / requests * 1e6, median / 1e3, p99 / 1e3, refused)

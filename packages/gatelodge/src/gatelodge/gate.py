@@ -43,8 +43,10 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-Count = Callable[[Caller, Scope], Awaitable[Sequence[tuple[bytes, bytes]]]]
-"""Counts a request of the caller and gives the rate headers of its answer. Raises ``QuotaExceeded`` or ``Unavailable``."""
+Rates: TypeAlias = list[tuple[bytes, bytes]]
+"""The rate headers of an answer."""
+Count = Callable[[Caller, Scope], Rates | Awaitable[Rates]]
+"""Counts a request of the caller; the rate headers, at once or to be waited for. Raises ``QuotaExceeded`` or ``Unavailable``."""
 OnRefused = Callable[[Scope, Exception, Caller | None], None]
 """Told of every refusal, with the caller if it was known by then."""
 OtherBodies = Literal["refuse", "pass"]
@@ -62,7 +64,7 @@ _LIES: Final = frozenset(
     for name in IDENTITY_HEADERS
     for parts in itertools.product(*((b"-", b"_") if part == b"-" else (part,) for part in re.split(rb"(-)", name)))
 )
-_OF_NOTE: Final = _LIES | {b"authorization", b"r-auth", b"content-length", b"transfer-encoding"}
+_OF_NOTE: Final = _LIES | {b"authorization", b"r-auth", b"content-length", b"transfer-encoding", b"x-request-id"}
 _JSON_TYPE: Final = re.compile(rb"application/(?:[a-z0-9!#$&^_.-]+\+)?json")
 _UTF8: Final = re.compile(rb"""\s*charset\s*=\s*"?(?:utf-?8|us-ascii)"?\s*""")
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
@@ -89,21 +91,27 @@ def credential_in(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
 
     Any other scheme in `Authorization` is none of ours, and no credential. What is not ASCII is one, and not a good one.
     """
-    return _look_over(headers).credential
+    head = _look_over(headers)
+    if head.is_ambiguous:
+        raise AmbiguousCredentials
+    return head.credential
 
 
 class _Head(NamedTuple):
     """What the gate needs to know of a request's headers."""
 
     credential: str | None
+    is_ambiguous: bool
     may_have_body: bool
     has_lies: bool
+    request_id: bytes
 
 
 def _look_over(headers: Iterable[tuple[bytes, bytes]]) -> _Head:
     """Look at all headers once: every request has some ten of them, and few are of note."""
     found = None
-    may_have_body = has_lies = False
+    is_ambiguous = may_have_body = has_lies = False
+    request_id = b""
     for name, value in headers:
         if name not in _OF_NOTE:
             continue
@@ -113,14 +121,16 @@ def _look_over(headers: Iterable[tuple[bytes, bytes]]) -> _Head:
             token = value[7:].strip()
         elif name == b"r-auth":
             token = value.strip()
+        elif name == b"x-request-id":
+            request_id = request_id or value
+            continue
         else:
             has_lies = has_lies or name in _LIES
             may_have_body = may_have_body or name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
             continue
-        if found is not None and found != token:
-            raise AmbiguousCredentials
+        is_ambiguous = is_ambiguous or (found is not None and found != token)
         found = token
-    return _Head(None if found is None else found.decode("latin-1"), may_have_body, has_lies)
+    return _Head(None if found is None else found.decode("latin-1"), is_ambiguous, may_have_body, has_lies, request_id)
 
 
 def named_partners(body: dict[str, object] | list[object]) -> list[object]:
@@ -173,9 +183,10 @@ class Gate:
             raise ValueError("a Gate knows http, websocket and lifespan")
         scope = dict(scope)
         scope.pop(CALLER, None)
-        added: Headers = [] if REQUEST_ID in scope else _identify(scope)
+        head = _look_over(scope["headers"])
+        added: Headers = [] if REQUEST_ID in scope else [_identify(scope, head.request_id)]
         try:
-            receive, rates = await self._admit(scope, receive)
+            receive, rates = await self._admit(scope, head, receive)
         except REFUSALS as refused:
             self._on_refused(scope, refused, scope.pop(CALLER, None))
             await _refuse(scope, receive, send, refused, added)
@@ -199,29 +210,33 @@ class Gate:
 
         await self._app(scope, receive, send_marked)
 
-    async def _admit(self, scope: Scope, receive: Receive) -> tuple[Receive, Sequence[tuple[bytes, bytes]]]:
+    async def _admit(self, scope: Scope, head: _Head, receive: Receive) -> tuple[Receive, Rates]:
         """Put the caller into the scope; what the API is to read the body from, and the rate headers. Raises a refusal."""
         if scope.get("scheme") not in _SECURE:
             raise HttpsRequired
-        headers = scope["headers"]
-        credential, may_have_body, has_lies = _look_over(headers)
+        credential, is_ambiguous, may_have_body, has_lies, _ = head
+        if is_ambiguous:
+            raise AmbiguousCredentials
         if credential is None:
             raise NoCredential
-        caller = scope[CALLER] = await self._verifier.verify_async(credential)
+        verifier, headers = self._verifier, scope["headers"]
+        caller = scope[CALLER] = verifier.recall(credential) or await verifier.verify_async(credential)
         if scope["type"] == "http":
             if may_have_body or scope.get("http_version", "1.1") not in _FRAMED_BY_HEADERS:
                 receive = await self._check_body(headers, receive, caller)
                 # A body may take its time, and what has been revoked meanwhile is not to be believed any more.
-                caller = scope[CALLER] = await self._verifier.verify_async(credential)
+                caller = scope[CALLER] = await verifier.verify_async(credential)
             else:
                 receive = _without_body(receive)
         if has_lies:
             scope["headers"] = [pair for pair in headers if pair[0] not in _LIES]
         if self._count is None:
-            return receive, ()
-        rates = await self._count(caller, scope)
-        # As a body may, so may a count: it asks a store. What is remembered is found at once.
-        scope[CALLER] = await self._verifier.verify_async(credential)
+            return receive, []
+        rates = self._count(caller, scope)
+        if not isinstance(rates, list):
+            rates = await rates
+            # As a body may, so may a count: it asks a store.
+            scope[CALLER] = await verifier.verify_async(credential)
         return receive, rates
 
     async def _check_body(self, headers: Sequence[tuple[bytes, bytes]], receive: Receive, caller: Caller) -> Receive:
@@ -333,11 +348,11 @@ class _RequestIds:
 _ids: Final = _RequestIds()
 
 
-def _identify(scope: Scope) -> Headers:
-    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    request_id = given if _REQUEST_ID.fullmatch(given) else _ids.take()
+def _identify(scope: Scope, given: bytes) -> tuple[bytes, bytes]:
+    """Give the request the id that it came with, if that is a good one, or one of ours; the header that says it."""
+    request_id = given if given and _REQUEST_ID.fullmatch(given) else _ids.take()
     scope[REQUEST_ID] = request_id.decode("ascii")
-    return [(b"x-request-id", request_id)]
+    return b"x-request-id", request_id
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, refused: Exception, added: Headers) -> None:

@@ -33,33 +33,38 @@ def seconds_left(window: RateWindow, now: int) -> int:
 class RateForm:
     """What the rate headers of some windows have in common for as long as the windows last: all but what is left."""
 
-    __slots__ = ("_ends_at", "_form", "_older", "_policy")
+    __slots__ = ("_ends_at", "_form", "_older", "_policy", "_second", "_windows")
 
     def __init__(self, windows: Sequence[RateWindow]) -> None:
         policies = ", ".join(f'"{window.name}";q={window.limit};w={window.seconds}' for window in windows)
         self._policy: Header = (b"ratelimit-policy", policies.encode("ascii"))
-        self._form = ", ".join(f'"{window.name}";r=%d;t=%d' for window in windows).encode("ascii")
-        self._ends_at = [window.ends_at for window in windows]
+        self._windows = windows
+        self._ends_at = [-(-window.ends_at // _SECOND) for window in windows]
         self._older: list[tuple[Header, Header]] = [
-            ((b"x-ratelimit-limit", b"%d" % window.limit), (b"x-ratelimit-reset", b"%d" % -(-window.ends_at // _SECOND)))
-            for window in windows
+            ((b"x-ratelimit-limit", b"%d" % window.limit), (b"x-ratelimit-reset", b"%d" % ends_at))
+            for window, ends_at in zip(windows, self._ends_at, strict=True)
         ]
+        self._second = -1
+        self._form = b""
 
-    def headers(self, remaining: Sequence[int], now: int) -> list[Header]:
+    def headers(self, remaining: tuple[int, ...], now: int) -> list[Header]:
         """The headers at ``now`` (Unix milliseconds), by what remains of each window."""
-        numbers: list[int] = []
-        for ends_at, left in zip(self._ends_at, remaining, strict=True):
-            seconds = (ends_at - now + 999) // 1_000  # as `seconds_left` has it, without the cost of a call
-            numbers += (left, max(0, seconds))
+        second = now // _SECOND
+        if second != self._second:  # many requests come within one, and only what remains is another for each
+            self._second, self._form = second, self._form_in(second)
         least = min(remaining)
         limit, reset = self._older[remaining.index(least)]
         return [
             self._policy,
-            (b"ratelimit", self._form % tuple(numbers)),
+            (b"ratelimit", self._form % remaining),
             limit,
             (b"x-ratelimit-remaining", b"%d" % least),
             reset,
         ]
+
+    def _form_in(self, second: int) -> bytes:
+        windows = zip(self._windows, self._ends_at, strict=True)
+        return ", ".join(f'"{window.name}";r=%d;t={max(0, ends_at - second)}' for window, ends_at in windows).encode("ascii")
 
 
 def rate_headers(windows: Sequence[RateWindow], now: int) -> list[Header]:
@@ -68,4 +73,4 @@ def rate_headers(windows: Sequence[RateWindow], now: int) -> list[Header]:
     The `X-RateLimit-…` ones tell of the window with the least remaining, which is the one that will refuse first. `-Reset` is
     when it ends in Unix seconds, rounded up, as GitHub has made it known; who wants seconds to wait reads `t` of `RateLimit`.
     """
-    return RateForm(windows).headers([window.remaining for window in windows], now)
+    return RateForm(windows).headers(tuple(window.remaining for window in windows), now)

@@ -168,7 +168,7 @@ class Verifier:
         digest = _digest(text)
         seen = self._seen.get(digest)
         if seen is not None and seen.key is not None and self._keys.find(seen.key.kid) is seen.key:
-            return self._recall(seen)
+            return self._judge_again(seen)
         token = self._read(text)
         key = self._keys.find(token.kid)
         return self._remember(digest, self._judge(token, key, self._rules, "session"), key)
@@ -186,11 +186,22 @@ class Verifier:
             await records.catch_up()
         seen = self._seen.get(digest)
         if seen is not None:
-            return self._recall(seen)
+            return self._judge_again(seen)
         before = self._forgotten
         grant, key = await self._look_up(records, text, digest)
         # What was forgotten while the records were asked may be just what they said.
         return self._remember(digest, grant, key) if before == self._forgotten else grant.caller
+
+    def recall(self, text: str) -> Caller | None:
+        """Give the caller at once if ``text`` was found good before and that still holds; else ``verify_async`` is to be asked.
+
+        Raises a ``Rejected``: ``InvalidCredential``, or what the credential is refused with now that its time is over.
+        """
+        digest = _digest(text)
+        if self._records is None or not self._records.is_current():
+            return None
+        seen = self._seen.get(digest)
+        return seen and self._judge_again(seen)
 
     def forget(self, kind: str, subject: str) -> None:
         """Something about ``subject`` has changed: whatever was remembered of it is to be looked up again.
@@ -208,7 +219,7 @@ class Verifier:
     async def _verify_offline(self, text: str, digest: bytes) -> Caller:
         seen = self._seen.get(digest)
         if seen is not None and seen.key is not None and await self._keys.find_async(seen.key.kid) is seen.key:
-            return self._recall(seen)
+            return self._judge_again(seen)
         token = self._read(text)
         key = await self._keys.find_async(token.kid)
         return self._remember(digest, self._judge(token, key, self._rules, "session"), key)
@@ -243,10 +254,10 @@ class Verifier:
         ends_at = _NEVER if caller.expires_at is None else caller.expires_at + rules.leeway
         return Grant(caller, ends_at, CredentialExpired)
 
-    def _recall(self, seen: _Seen) -> Caller:
+    def _judge_again(self, seen: _Seen) -> Caller:
         # All else was judged when it was seen first and has not changed since. Equality is over, as in verify_token.
         grant = seen.grant
-        if self._clock() >= grant.ends_at:
+        if grant.ends_at != _NEVER and self._clock() >= grant.ends_at:
             raise grant.reason
         return grant.caller
 

@@ -3,13 +3,15 @@
 The gate is ``gatelodge.gate.Gate``; who calls is known when it asks here.
 """
 
-from typing import Any, Final, Literal
+from collections.abc import Awaitable
+from typing import Any, Final
 
-from gatelodge.gate import REQUEST_ID, Scope
-from gatelodge.rates import Header, RateForm
+from gatelodge.gate import REQUEST_ID, Rates, Scope
+from gatelodge.rates import rate_headers
 from gatelodge.verify import Caller
-from gatelodge_server.core.model import MINUTE, Clock
-from gatelodge_server.core.quotas import Quotas, QuotaStatus
+from gatelodge_server.core.model import SECOND, Clock, Instant
+from gatelodge_server.core.quotas import Quotas
+from gatelodge_server.core.usage import UseKind
 from gatelodge_server.http.operation import credential_free
 from gatelodge_server.log import log
 
@@ -22,43 +24,32 @@ class Turnstile:
     def __init__(self, *, quotas: Quotas, clock: Clock) -> None:
         self._quotas = quotas
         self._clock = clock
-        self._logged: dict[tuple[str, str], int] = {}
-        self._forms: dict[str, tuple[QuotaStatus, RateForm]] = {}
+        self._noted: dict[tuple[str, str], int] = {}
 
-    async def __call__(self, caller: Caller, scope: Scope) -> list[Header]:
+    def __call__(self, caller: Caller, scope: Scope) -> Rates | Awaitable[Rates]:
         """Let one request in; the rate headers. Raises ``QuotaExceeded`` or ``Unavailable``."""
         now = self._clock()
-        address = address_of(scope)
-        kind: Literal["key", "token"] = "token" if caller.credential == "access-token" else "key"
-        self._quotas.note_use(kind, caller.credential_id, address, now)
-        status = await self._quotas.count(caller.partner, now)
-        self._log(caller, scope, address, now // MINUTE)
-        hour, day = status.hour, status.day
-        return self._form(caller.partner, status).headers((hour.remaining, day.remaining), now)
+        visitor = (caller.credential_id, address_of(scope))
+        # Each request is counted; that a credential is in use is noted once a second.
+        if self._noted.get(visitor) != now // SECOND:
+            self._note(caller, scope, visitor, now)
+        return self._quotas.take(caller.partner, now) or self._wait(caller.partner, now)
 
-    def _form(self, partner: str, status: QuotaStatus) -> RateForm:
-        known = self._forms.get(partner)
-        if known is not None:
-            then, form = known
-            same_windows = then.hour.resets_at == status.hour.resets_at and then.day.resets_at == status.day.resets_at
-            if then.tier is status.tier and same_windows:
-                return form
-        if len(self._forms) >= _REMEMBERED:
-            self._forms.clear()
-        form = RateForm(status.windows())
-        self._forms[partner] = (status, form)
-        return form
+    async def _wait(self, partner: str, now: Instant) -> Rates:
+        status = await self._quotas.count(partner, now)
+        return rate_headers(status.windows(), now)
 
-    def _log(self, caller: Caller, scope: Scope, address: str, minute: int) -> None:
-        # Each request is counted as usage; a line for each would cost more than all else here. Once a minute says who came
-        # from where.
-        key = (caller.credential_id, address)
-        if self._logged.get(key) == minute:
-            return
-        if len(self._logged) >= _REMEMBERED:
-            self._logged.clear()
-        self._logged[key] = minute
-        log.info("admitted", **_who(caller), method=scope.get("method"), path=credential_free(scope["path"]), **_whence(scope))
+    def _note(self, caller: Caller, scope: Scope, visitor: tuple[str, str], now: Instant) -> None:
+        second, before = now // SECOND, self._noted.get(visitor, 0)
+        if len(self._noted) >= _REMEMBERED:
+            self._noted.clear()
+        self._noted[visitor] = second
+        kind: UseKind = "token" if caller.credential == "access-token" else "key"
+        self._quotas.note_use(kind, *visitor, now)
+        # A line for each request would cost more than all else here: once a minute one says who came from where.
+        if second // 60 != before // 60:
+            path = credential_free(scope["path"])
+            log.info("admitted", **_who(caller), method=scope.get("method"), path=path, **_whence(scope))
 
 
 def log_refusal(scope: Scope, refused: Exception, caller: Caller | None) -> None:

@@ -108,6 +108,7 @@ class SqlStore:
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
+        self.bell = driver.bell
         self._open: Batch[LoginAttempt, Opened | Refused] = Batch(lambda all_: driver.write(sessions.open_sessions, all_))
         self._advance: Batch[RefreshAttempt, RefreshOutcome] = Batch(lambda all_: driver.write(sessions.advance_sessions, all_))
         self._find: Batch[bytes, SessionStanding | None] = Batch(lambda all_: driver.read(sessions.find_sessions, all_))
@@ -310,9 +311,6 @@ class SqlStore:
 
     async def last_change(self) -> int:
         return await self._driver.read(trail.last_change)
-
-    def bell(self) -> int:
-        return self._driver.bell()
 
     async def forget_replays(self, *, now: Instant) -> None:
         await self._driver.write(trail.forget_replays, now)
