@@ -46,7 +46,7 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Rates: TypeAlias = list[tuple[bytes, bytes]]
 """The rate headers of an answer."""
 Count = Callable[[Caller, Scope], Rates | Awaitable[Rates]]
-"""Counts a request of the caller; the rate headers, at once or to be waited for. Raises ``QuotaExceeded`` or ``Unavailable``."""
+"""Counts a request of the caller; the rate headers, at once or awaited. Raises ``QuotaExceeded`` or ``Unavailable``."""
 OnRefused = Callable[[Scope, Exception, Caller | None], None]
 """Told of every refusal, with the caller if it was known by then."""
 OtherBodies = Literal["refuse", "pass"]

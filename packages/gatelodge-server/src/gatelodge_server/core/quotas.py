@@ -4,8 +4,9 @@ How a request is counted:
 
 1. The gate calls ``Quotas.take``. While this process holds a slice that it has leased for the present windows, the request is
    taken from that, in memory and without a pause.
-2. Otherwise it waits for ``Quotas.count``: the store is asked for another slice: ``store/quotas.py`` ``lease_quotas`` locks the partner's row and lets
-   ``judge_ask`` decide. What is leased is taken, whoever uses it, so nodes together can never let in more than the limit.
+2. Otherwise it waits for ``Quotas.count``, which asks the store for another slice: ``store/quotas.py`` ``lease_quotas`` locks
+   the partner's row and lets ``judge_ask`` decide. What is leased is taken, whoever uses it, so nodes together can never let in
+   more than the limit.
 3. What is not used is given back: when the windows end, after a quarter of a second without use, after a change of tier and
    when the process ends. Slices grow with the traffic and shrink as the limit nears; what a crash takes along is one slice.
 
@@ -279,13 +280,13 @@ class Quotas:
         self._closing = asyncio.Event()
 
     def take(self, partner_id: str, now: Instant) -> list[Header] | None:
-        """Let one request of a partner in at once; the rate headers. If this process holds nothing, ``count`` is to be asked."""
+        """Let one request of a partner in at once; the rate headers. If nothing is held, ``count`` is to be asked."""
         book = self._books.get(partner_id)
         # The windows are judged by every request's own time: a process that was frozen wakes up with an old lease.
         if book is None or not book.left or now >= book.hour_ends_at:
             return None
         book.let_in()
-        # As `book.status` reckons, for every request, and so without what that makes: nothing is unused while something is left.
+        # As `book.status` reckons, without what that makes: while something is left, nothing is unused.
         hour, day = book.room
         return book.form.headers((hour + book.left, day + book.left), now)
 
