@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Final, Self
 from urllib.parse import quote
 
-from psutil import wait_procs
-
 if __package__:
     from tests import processes
 else:
@@ -141,12 +139,8 @@ class PostgresServer:
     def kill(self) -> None:
         """SIGKILL for all its processes at once."""
         assert self.process is not None
-        # Nobody is born between the list and the signal when the one who bears is frozen.
-        processes.freeze(self.process.pid)
-        everyone = processes.family(self.process.pid)
-        processes.signal_all(everyone, signal.SIGKILL)
-        self.process.wait(processes.END_TIMEOUT)
-        wait_procs(everyone, timeout=processes.END_TIMEOUT)
+        processes.kill_all(self.process.pid)
+        self.process.wait()
 
     def freeze(self) -> None:
         """SIGSTOP for all its processes: connections stay open, and nobody answers."""

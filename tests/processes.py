@@ -19,6 +19,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ import psutil
 
 END_TIMEOUT = 10.0
 """Seconds that a process has to end in after its signal; then it is killed."""
+_PACE = 0.005
 
 
 def free_port() -> int:
@@ -87,6 +89,29 @@ def signal_all(processes: list[psutil.Process], sign: signal.Signals) -> None:
             process.send_signal(sign)
 
 
+def wait_all(processes: list[psutil.Process], timeout: float) -> list[psutil.Process]:
+    """Wait until they have ended; those that have not. A zombie has: whoever is above it may take a second to notice."""
+    deadline = time.monotonic() + timeout
+    while (left := [process for process in processes if _alive(process)]) and time.monotonic() < deadline:
+        time.sleep(_PACE)  # a pace: their end is what is waited for
+    return left
+
+
+def _alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def kill_all(pid: int) -> None:
+    """SIGKILL for a process and all its descendants at once, and wait for their end."""
+    freeze(pid)  # nobody is born between the list and the signal
+    everyone = family(pid)
+    signal_all(everyone, signal.SIGKILL)
+    left = wait_all(everyone, END_TIMEOUT)
+    assert not left, left
+
+
 def freeze(pid: int) -> None:
     """SIGSTOP a process and all its descendants, those too that are born meanwhile."""
     frozen: set[psutil.Process] = set()
@@ -141,9 +166,9 @@ def _keep_watch() -> None:
     signal_all(everyone, signal.SIGCONT)
     for process, sign in ending:
         signal_all([process], signal.Signals(sign))
-    _, left = psutil.wait_procs(everyone, timeout=END_TIMEOUT if ending else 0)
+    left = wait_all(everyone, END_TIMEOUT)
     signal_all(left, signal.SIGKILL)
-    psutil.wait_procs(left, timeout=END_TIMEOUT)
+    wait_all(left, END_TIMEOUT)
     for what, *rest in orders:
         if what == "remove":
             shutil.rmtree(rest[0], ignore_errors=True)
