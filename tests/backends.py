@@ -1,78 +1,100 @@
 """The databases that the store runs on. A backend is known by an address, so that another process can open it as well."""
 
 import functools
+import itertools
+import os
 import tempfile
 from pathlib import Path
 
+from postgres import postgres
 from sqlalchemy import func, select
 
+from gatelodge_server.store.address import parse_address
+from gatelodge_server.store.database import database_at
 from gatelodge_server.store.migrate import upgrade
-from gatelodge_server.store.sqlite import SqliteDriver, sqlite_engine
+from gatelodge_server.store.sqlite import SqliteDatabase, sqlite_engine
 from gatelodge_server.store.store import SqlStore
 from gatelodge_server.store.tables import metadata
 
 
-@functools.cache
-def _empty_database():
-    """A database as the migrations make it. They take longer than most tests, so they run once."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "empty.db"
-        engine = sqlite_engine(path)
-        upgrade(engine)
-        engine.dispose()
-        return path.read_bytes()
+class Backend:
+    """A database that the migrations have made, seen as nodes see it, and from outside."""
 
-
-class SqliteBackend:
-    """The embedded database, on a real file."""
-
-    def __init__(self, path):
-        self.path = path
+    def __init__(self, address):
+        self.address = address
+        self.database = database_at(parse_address(address))
         self.faults = []
 
-    @classmethod
-    def create(cls, directory):
-        backend = cls(directory / "gatelodge.db")
-        backend.path.write_bytes(_empty_database())
-        return backend
-
-    @property
-    def address(self):
-        return f"sqlite:///{self.path}"
-
-    def engine(self):
-        return sqlite_engine(self.path)
-
     def driver(self):
-        return SqliteDriver(self.path, on_fault=self.faults.append)
+        return self.database.driver(on_fault=self.faults.append)
 
     def open(self):
         """A node's store: its own driver and connections."""
         return SqlStore(self.driver())
 
+    def run(self, verb):
+        """Run ``verb`` in a transaction of somebody else's."""
+        return self.database.upgrade(verb)
+
     def count(self, table):
         """How many rows a table has, seen from outside."""
-        engine = self.engine()
-        try:
-            with engine.connect() as connection:
-                return connection.execute(select(func.count()).select_from(metadata.tables[table])).scalar_one()
-        finally:
-            engine.dispose()
+        query = select(func.count()).select_from(metadata.tables[table])
+        return self.database.read(lambda connection: connection.execute(query).scalar_one())
 
     def rows(self, table, *columns):
         """Columns of all rows of a table, seen from outside."""
-        engine = self.engine()
-        try:
-            with engine.connect() as connection:
-                found = metadata.tables[table]
-                return [tuple(row) for row in connection.execute(select(*(found.c[name] for name in columns)))]
-        finally:
-            engine.dispose()
+        found = metadata.tables[table]
+        query = select(*(found.c[name] for name in columns))
+        return self.database.read(lambda connection: [tuple(row) for row in connection.execute(query)])
 
 
-BACKENDS = {"sqlite": SqliteBackend}
+@functools.cache
+def _empty_file():
+    """A database as the migrations make it. They take longer than most tests, so they run once."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "empty.db"
+        SqliteDatabase(path).upgrade(upgrade)
+        return path.read_bytes()
+
+
+class SqliteBackend(Backend):
+    """The embedded database, on a real file."""
+
+    def __init__(self, path):
+        super().__init__(f"sqlite:///{path}")
+        self.path = path
+
+    @classmethod
+    def create(cls, directory):
+        backend = cls(directory / "gatelodge.db")
+        backend.path.write_bytes(_empty_file())
+        return backend
+
+    def engine(self):
+        return sqlite_engine(self.path)
+
+
+_names = itertools.count(1)
+
+
+@functools.cache
+def _empty_database():
+    name = f"empty_{os.getpid()}"
+    database_at(parse_address(postgres().create(name))).upgrade(upgrade)
+    return name
+
+
+class PostgresBackend(Backend):
+    """A database of its own on the server of this process of tests."""
+
+    @classmethod
+    def create(cls, _):
+        return cls(postgres().create(f"test_{os.getpid()}_{next(_names)}", template=_empty_database()))
+
+
+BACKENDS = {"sqlite": SqliteBackend, "postgresql": PostgresBackend}
 
 
 def backend_at(address):
     """The backend of an address that another process was told."""
-    return SqliteBackend(Path(address.removeprefix("sqlite:///")))
+    return SqliteBackend(Path(address.removeprefix("sqlite:///"))) if address.startswith("sqlite:") else Backend(address)

@@ -12,14 +12,7 @@ PRODUCTION = Marking("production", "acme", "plans")
 @pytest.fixture
 def within(backend):
     """Runs a function in a transaction."""
-    engine = backend.engine()
-
-    def run(work, *args):
-        with engine.begin() as connection:
-            return work(connection, *args)
-
-    yield run
-    engine.dispose()
+    return lambda work, *args: backend.run(lambda connection: work(connection, *args))
 
 
 async def test_a_name_that_tokens_are_issued_under_is_known_to_every_node(store, other_node):

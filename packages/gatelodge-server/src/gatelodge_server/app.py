@@ -28,13 +28,14 @@ from gatelodge_server.core.sessions import Sessions
 from gatelodge_server.core.signing import SigningKeys
 from gatelodge_server.core.tiers import Tiers
 from gatelodge_server.deployment import system_clock
+from gatelodge_server.http.draining import Draining
 from gatelodge_server.http.turnstile import Turnstile
 from gatelodge_server.log import log
 from gatelodge_server.mail.letters import Composer
 from gatelodge_server.mail.mailer import Mailer
 from gatelodge_server.mail.transports import DirectoryTransport, Login, SmtpTransport, Transport, delete_letters
 from gatelodge_server.settings import Settings
-from gatelodge_server.store.sqlite import SqliteDriver
+from gatelodge_server.store.database import database_at
 from gatelodge_server.store.store import SqlStore
 from gatelodge_server.vault import Vault, system_entropy
 
@@ -71,6 +72,7 @@ class Lodge:
     follower: ChangeFollower
     verifier: Verifier
     turnstile: Turnstile
+    draining: Draining
     mailer: Mailer
     registrations: Registrations
     close: Callable[[], Awaitable[None]]
@@ -78,7 +80,8 @@ class Lodge:
 
 def open_store(settings: Settings) -> SqlStore:
     """The store that the settings name."""
-    return SqlStore(SqliteDriver(settings.database, on_fault=lambda kind: log.error("store_unavailable", fault=kind)))
+    database = database_at(settings.database, pool=settings.database_pool)
+    return SqlStore(database.driver(on_fault=lambda kind: log.error("store_unavailable", fault=kind)))
 
 
 def assemble(
@@ -173,6 +176,7 @@ def assemble(
         follower=follower,
         verifier=verifier,
         turnstile=Turnstile(quotas=quotas, clock=clock),
+        draining=Draining(),
         mailer=mailer,
         registrations=Registrations(
             store=store,
@@ -253,7 +257,7 @@ async def at_work(lodge: Lodge) -> AsyncIterator[None]:
         on_mistake=_log_mistake,
         delete_letters=lambda before: delete_letters(outbox, before=before),
     )
-    tasks = [asyncio.create_task(work.run()) for work in (lodge.follower, housekeeping)]
+    tasks = [asyncio.create_task(work()) for work in (lodge.store.listen, lodge.follower.run, housekeeping.run)]
     mailing = asyncio.create_task(lodge.mailer.run())
     counting = asyncio.create_task(lodge.quotas.run())
     try:

@@ -298,8 +298,8 @@ def _announce(started: "Started") -> None:
     settings, certificate = started.settings, started.certificate
     program = shlex.quote(os.path.relpath(sys.argv[0]))
     where = "" if settings.data == Path(OPTIONS["data"].default) else f" --data {shlex.quote(str(settings.data))}"
-    if settings.database != settings.data / "gatelodge.db":
-        where += f" --database sqlite:///{shlex.quote(str(settings.database))}"
+    if str(settings.database) != str(settings.data / "gatelodge.db"):
+        where += f" --database {shlex.quote(settings.database.url)}"
     trust = f"--cacert {shlex.quote(str(certificate.authority))} " if certificate and certificate.authority else ""
     json_field = r"""sed 's/.*"%s": *"\([^"]*\)".*/\1/'"""
     from rich.console import Console  # noqa: PLC0415

@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection
 
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.settings import Settings, default_audience
+from gatelodge_server.store.database import database_at
 from gatelodge_server.store.deployment import Marking, find_issuer, find_marking, settle_marking
+from gatelodge_server.store.faults import DatabaseFault
 from gatelodge_server.store.migrate import SchemaTooNew, upgrade
 from gatelodge_server.store.signing import list_signing_keys
-from gatelodge_server.store.sqlite import UPGRADE_TIMEOUT, sqlite_engine
 from gatelodge_server.store.tiers import list_tiers
 from gatelodge_server.vault import MasterKeyFault, MasterKeys, Vault, system_entropy
 
@@ -44,40 +44,40 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Settings:
         raise StartFault(f"the setting smtp_user and the variable {SMTP_PASSWORD_VARIABLE} go together")
     try:
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        settings.database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = not settings.database.exists()
+        database = database_at(settings.database)
+        database.make_room()
         if MASTER_KEY_VARIABLE not in environ and not master_key_path(settings).exists():
-            if not fresh:
+            if not database.is_new():
                 raise StartFault(
                     f"{settings.database} is there, but its master key is not: put the key back at "
                     f"{master_key_path(settings)} or into {MASTER_KEY_VARIABLE}"
                 )
             MasterKeys.create(master_key_path(settings), system_entropy)
-        engine = sqlite_engine(settings.database, lock_timeout=UPGRADE_TIMEOUT)
-        try:
-            upgrade(engine)
-            _try_master_keys(engine, load_master_keys(settings, environ))
-            return _as_known(engine, settings)
-        finally:
-            engine.dispose()
+        keys = load_master_keys(settings, environ)
+        return database.upgrade(lambda connection: _settle(connection, settings, keys))
     except (MasterKeyFault, SchemaTooNew) as fault:
         raise StartFault(str(fault)) from fault
     except OSError as fault:
         raise StartFault(f"{fault.filename or settings.data} cannot be made or read: {fault.strerror}") from fault
-    except DBAPIError as fault:
-        raise StartFault(f"{settings.database} cannot be used: {fault.orig}") from fault
+    except DatabaseFault as fault:
+        raise StartFault(f"{settings.database} cannot be used: {fault}") from fault
 
 
-def _as_known(engine: Engine, settings: Settings) -> Settings:
+def _settle(connection: Connection, settings: Settings, keys: MasterKeys) -> Settings:
+    upgrade(connection)
+    _try_master_keys(connection, keys)
+    return _as_known(connection, settings)
+
+
+def _as_known(connection: Connection, settings: Settings) -> Settings:
     """The settings, where nobody states another, as the database knows the deployment."""
     stated = {name: getattr(settings, name) for name in Marking._fields if settings.states(name)}
-    with engine.begin() as connection:
-        before = find_marking(connection) or Marking(settings.environment, settings.brand, settings.audience)
-        wanted = before._replace(**stated)
-        if "audience" not in stated and before.audience == default_audience(before.environment):
-            wanted = wanted._replace(audience=default_audience(wanted.environment))
-        known = settle_marking(connection, wanted)
-        issuer = find_issuer(connection)
+    before = find_marking(connection) or Marking(settings.environment, settings.brand, settings.audience)
+    wanted = before._replace(**stated)
+    if "audience" not in stated and before.audience == default_audience(before.environment):
+        wanted = wanted._replace(audience=default_audience(wanted.environment))
+    known = settle_marking(connection, wanted)
+    issuer = find_issuer(connection)
     for name, value in stated.items():
         if getattr(known, name) != value:
             raise StartFault(
@@ -90,23 +90,18 @@ def _as_known(engine: Engine, settings: Settings) -> Settings:
 
 def check_registration_tier(settings: Settings) -> None:
     """Raise ``StartFault`` if partners were to be registered into a tier that is not there."""
-    engine = sqlite_engine(settings.database, begin="BEGIN")
     try:
-        with engine.begin() as connection:
-            tiers = [tier.name for tier in list_tiers(connection)]
-    except DBAPIError as fault:
-        raise StartFault(f"{settings.database} cannot be read: {fault.orig}") from fault
-    finally:
-        engine.dispose()
+        tiers = [tier.name for tier in database_at(settings.database).read(list_tiers)]
+    except DatabaseFault as fault:
+        raise StartFault(f"{settings.database} cannot be read: {fault}") from fault
     if settings.registration == "on" and settings.registration_tier not in tiers:
         raise StartFault(f"registration_tier: there is no tier {settings.registration_tier}, only {', '.join(tiers)}")
 
 
-def _try_master_keys(engine: Engine, keys: MasterKeys) -> None:
+def _try_master_keys(connection: Connection, keys: MasterKeys) -> None:
     """Open what signs or will sign. What is only verified with needs no private half, so its master key may be gone."""
     vault, now = Vault(keys, system_entropy), system_clock()
-    with engine.connect() as connection:
-        wrapped = [(key.kid, key.wrapped) for key in list_signing_keys(connection) if key.state(now) in {"current", "next"}]
+    wrapped = [(key.kid, key.wrapped) for key in list_signing_keys(connection) if key.state(now) in {"current", "next"}]
     try:
         for kid, sealed in wrapped:
             vault.open(sealed, label=b"signing-key:" + kid.encode("ascii"))

@@ -3,23 +3,29 @@
 import asyncio
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, timedelta
-from typing import Final
+from pathlib import Path
+from typing import Final, TypeAlias
 
 from cryptography import x509
-from sqlalchemy import Engine, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, func, select, text
 
+from gatelodge_server.core.following import MAX_STALENESS
 from gatelodge_server.core.model import MINUTE, SECOND, Duration, KeyPurpose
 from gatelodge_server.deployment import load_master_keys, master_key_path, system_clock
 from gatelodge_server.mail.transports import NotTaken, Patience, SmtpTransport
 from gatelodge_server.settings import Settings
+from gatelodge_server.store.address import SqliteAddress
+from gatelodge_server.store.clock import store_now
+from gatelodge_server.store.database import Database, database_at
+from gatelodge_server.store.faults import DatabaseFault
 from gatelodge_server.store.migrate import HEAD, schema_version
 from gatelodge_server.store.outbox import find_backlog
 from gatelodge_server.store.signing import list_signing_keys
-from gatelodge_server.store.sqlite import sqlite_engine
+from gatelodge_server.store.trail import last_change
 from gatelodge_server.vault import MasterKeyFault, Vault, system_entropy
 
 _OLDEST_SQLITE: Final = (3, 35, 0)
@@ -28,6 +34,8 @@ _SPARE_DISK: Final = 256 * 1024 * 1024
 _MAIL_LATE: Final[Duration] = 15 * MINUTE
 _MAIL_PATIENCE: Final = Patience(connect=3.0, command=3.0, letter=5.0)
 _CERTIFICATE_SOON: Final = timedelta(days=21)
+_SKEW_MAX: Final[Duration] = 2 * SECOND
+Checks: TypeAlias = Mapping[str, Callable[[], str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +53,40 @@ class Finding:
 
 def examine(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
     """Make every check, whatever the others find."""
-    findings = [_finding("sqlite", _check_sqlite)]
+    database = database_at(settings.database)
+    embedded = isinstance(settings.database, SqliteAddress)
+    findings = [_finding("sqlite", _check_sqlite)] if embedded else []
     findings.append(_finding("master key", lambda: _check_master_key(settings, environ)))
-    if not settings.database.exists():
-        findings.append(Finding("database", False, f"{settings.database} is not there: start the server once"))  # noqa: FBT003
-        return findings
-    engine = sqlite_engine(settings.database, begin="BEGIN")
-    try:
-        findings += [
-            _finding("database", lambda: _check_integrity(engine)),
-            _finding("schema", lambda: _check_schema(engine)),
-            _finding("durability", lambda: _check_durability(engine)),
-            _finding("signing keys", lambda: _check_signing_keys(engine, settings, environ)),
-            _finding("disk", lambda: _check_disk(settings)),
-            _finding("certificate", lambda: _check_certificate(settings)),
-            _finding("mail", lambda: _check_mail(engine, settings)),
-        ]
-    finally:
-        engine.dispose()
-    return findings
+    there = _finding("database", lambda: _check_there(database, settings))
+    if not there.fine:
+        return [*findings, there]
+    kind = _checks_of_file(database, settings) if embedded else _checks_of_server(database, settings)
+    checks: Checks = {
+        **kind,
+        "schema": lambda: database.read(_check_schema),
+        "signing keys": lambda: database.read(lambda connection: _check_signing_keys(connection, settings, environ)),
+        "certificate": lambda: _check_certificate(settings),
+        "mail": lambda: _check_mail(database, settings),
+    }
+    return findings + [_finding(name, check) for name, check in checks.items()]
+
+
+def _checks_of_file(database: Database, settings: Settings) -> Checks:
+    return {
+        "database": lambda: database.read(_check_integrity),
+        "durability": lambda: database.read(_check_durability),
+        "disk": lambda: _check_disk(Path(str(settings.database)).parent),
+    }
+
+
+def _checks_of_server(database: Database, settings: Settings) -> Checks:
+    return {
+        "database": lambda: database.read(_check_server),
+        "durability": lambda: database.read(_check_server_durability),
+        "clock": lambda: database.read(_check_clock),
+        "connections": lambda: database.read(lambda connection: _check_connections(connection, settings)),
+        "changes": lambda: _check_changes(database),
+    }
 
 
 class _NotFine(Exception):
@@ -75,10 +98,8 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
         return Finding(name, fine=True, detail=check())
     except _NotFine as complaint:
         return Finding(name, fine=False, detail=str(complaint))
-    except (MasterKeyFault, OSError, ValueError) as fault:
+    except (DatabaseFault, MasterKeyFault, OSError, ValueError) as fault:
         return Finding(name, fine=False, detail=str(fault))
-    except SQLAlchemyError as fault:
-        return Finding(name, fine=False, detail=str(getattr(fault, "orig", fault)))
 
 
 def _check_sqlite() -> str:
@@ -92,34 +113,82 @@ def _check_master_key(settings: Settings, environ: Mapping[str, str]) -> str:
     return f"{len(keys.keys)} at {master_key_path(settings)}, readable by its owner only"
 
 
-def _check_integrity(engine: Engine) -> str:
-    with engine.connect() as connection:
-        verdict = connection.execute(text("PRAGMA quick_check(1)")).scalar_one()
+def _check_there(database: Database, settings: Settings) -> str:
+    if database.is_new():
+        raise _NotFine(f"{settings.database} is not there: start the server once")
+    return "is there"
+
+
+def _check_integrity(connection: Connection) -> str:
+    verdict = connection.execute(text("PRAGMA quick_check(1)")).scalar_one()
     if verdict != "ok":
         raise _NotFine(f"damaged: {verdict}. Restore a backup")
     return "whole"
 
 
-def _check_schema(engine: Engine) -> str:
-    version = schema_version(engine)
-    if version != HEAD:
-        raise _NotFine(f"at version {version}, this program has {HEAD}: run `gatelodge database upgrade`")
-    return f"at version {version}"
-
-
-def _check_durability(engine: Engine) -> str:
-    with engine.connect() as connection:
-        journal = connection.execute(text("PRAGMA journal_mode")).scalar_one()
-        synchronous = connection.execute(text("PRAGMA synchronous")).scalar_one()
+def _check_durability(connection: Connection) -> str:
+    journal = connection.execute(text("PRAGMA journal_mode")).scalar_one()
+    synchronous = connection.execute(text("PRAGMA synchronous")).scalar_one()
     if (journal, synchronous) != ("wal", 2):
         raise _NotFine(f"journal_mode is {journal}, synchronous is {synchronous}: is the file on a network share?")
     return "write-ahead log, synced at every commit"
 
 
-def _check_signing_keys(engine: Engine, settings: Settings, environ: Mapping[str, str]) -> str:
+def _check_server(connection: Connection) -> str:
+    return f"PostgreSQL {_setting(connection, 'server_version')}"
+
+
+def _check_server_durability(connection: Connection) -> str:
+    off = [name for name in ("fsync", "full_page_writes") if _setting(connection, name) != "on"]
+    if off:
+        raise _NotFine(f"{' and '.join(off)} off: what was acknowledged is lost when the server's machine stops")
+    standbys = _setting(connection, "synchronous_standby_names")
+    return "synced at every commit" + (f", and on a standby ({standbys})" if standbys else ", on this server only")
+
+
+def _check_clock(connection: Connection) -> str:
+    before = system_clock()
+    there = store_now(connection) or before
+    after = system_clock()
+    skew = 0 if before <= there <= after else min(abs(there - before), abs(there - after))
+    if skew > _SKEW_MAX:
+        raise _NotFine(f"{skew / SECOND:.1f} s apart from the database's: is this machine's clock kept by NTP?")
+    return f"{skew / SECOND:.1f} s apart from the database's"
+
+
+def _check_connections(connection: Connection, settings: Settings) -> str:
+    most = int(_setting(connection, "max_connections")) - int(_setting(connection, "superuser_reserved_connections"))
+    used = connection.execute(text("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")).scalar_one()
+    # One more each, which listens.
+    wanted = settings.workers * (settings.database_pool + 1)
+    if wanted > most:
+        raise _NotFine(f"this node may want {wanted}, the server has {most}: lower database_pool, or raise max_connections")
+    return f"{used} of {most} in use; this node wants {wanted} at most"
+
+
+def _check_changes(database: Database) -> str:
+    begun = time.monotonic()
+    sequence = database.read(last_change)
+    took = time.monotonic() - begun
+    if took > MAX_STALENESS / 2:
+        raise _NotFine(f"a reading of the change sequence took {took:.1f} s; after {MAX_STALENESS:.0f} s caches are not used")
+    return f"at step {sequence}, read in {took * 1000:.0f} ms"
+
+
+def _setting(connection: Connection, name: str) -> str:
+    return str(connection.execute(select(func.current_setting(name))).scalar_one())
+
+
+def _check_schema(connection: Connection) -> str:
+    version = schema_version(connection)
+    if version != HEAD:
+        raise _NotFine(f"at version {version}, this program has {HEAD}: run `gatelodge database upgrade`")
+    return f"at version {version}"
+
+
+def _check_signing_keys(connection: Connection, settings: Settings, environ: Mapping[str, str]) -> str:
     vault, now = Vault(load_master_keys(settings, environ), system_entropy), system_clock()
-    with engine.connect() as connection:
-        keys = list_signing_keys(connection)
+    keys = list_signing_keys(connection)
     for key in (key for key in keys if key.state(now) in {"current", "next"}):  # the others are only verified with
         vault.open(key.wrapped, label=b"signing-key:" + key.kid.encode("ascii"))
     states = [key.state(now) for key in keys]
@@ -128,8 +197,8 @@ def _check_signing_keys(engine: Engine, settings: Settings, environ: Mapping[str
     return ", ".join(f"{states.count(state)} {state}" for state in ("next", "current", "retiring") if state in states)
 
 
-def _check_disk(settings: Settings) -> str:
-    free = shutil.disk_usage(settings.database.parent).free
+def _check_disk(directory: Path) -> str:
+    free = shutil.disk_usage(directory).free
     if free < _SPARE_DISK:
         raise _NotFine(f"{free >> 20} MiB are free: writes will soon be refused")
     return f"{free >> 30} GiB free"
@@ -148,9 +217,8 @@ def _check_certificate(settings: Settings) -> str:
     return f"good until {expiry.date().isoformat()}"
 
 
-def _check_mail(engine: Engine, settings: Settings) -> str:
-    with engine.connect() as connection:
-        waiting, oldest_at, fault = find_backlog(connection)
+def _check_mail(database: Database, settings: Settings) -> str:
+    waiting, oldest_at, fault = database.read(find_backlog)
     late = 0 if oldest_at is None else system_clock() - oldest_at
     backlog = f"{waiting} waiting, the oldest for {late // MINUTE} minutes" if waiting else "none waiting"
     backlog += f" (last fault: {fault})" if fault else ""

@@ -1,8 +1,8 @@
 """Settings: one table. A flag goes before a `GATELODGE_*` variable, that before the TOML file, that before the default.
 
-Everything that is wrong is said at once, by the name under which it was set. No setting holds a secret, and none has a secret
+Everything that is wrong is said at once, by the name under which it was set. No setting shows a secret, and none has a secret
 default: the master key is a file (or the variable `GATELODGE_MASTER_KEY`), the password for the mail server the variable
-`GATELODGE_SMTP_PASSWORD`; both are read where they are used.
+`GATELODGE_SMTP_PASSWORD`; both are read where they are used. A password in the address of a database is wrapped.
 """
 
 import ipaddress
@@ -18,6 +18,7 @@ from gatelodge.wire import BRAND_PATTERN, ENVIRONMENT_PATTERN
 from gatelodge_server.core.model import DAY, HOUR, MINUTE, SECOND, Duration
 from gatelodge_server.core.sessions import SessionLifetimes
 from gatelodge_server.mail.servers import MailServer, Protection
+from gatelodge_server.store.address import Address, SqliteAddress, parse_address
 
 Value = TypeVar("Value")
 Switch: TypeAlias = Literal["on", "off"]
@@ -27,8 +28,11 @@ _UNITS: Final[Mapping[str, Duration]] = {"ms": 1, "s": SECOND, "m": MINUTE, "h":
 _DURATION: Final = re.compile(r"(\d{1,9})(ms|s|m|h|d)", re.ASCII)
 _LONGEST: Final[Duration] = 3650 * DAY
 _PLAIN_LIMIT: Final = re.compile(r"[1-9]\d{0,8}/(second|minute|hour|day)", re.ASCII)
+_DRAIN_BEHIND_PROXY: Final[Duration] = 5 * SECOND
+"""Long enough for a proxy that asks every second, or every two, and believes the second answer."""
 _PORT_MAX: Final = 65_535
 _WORKERS_MAX: Final = 64
+_POOL_MAX: Final = 200
 _MAILS_MAX: Final = 100_000
 _ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL: Final = "[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
@@ -52,7 +56,8 @@ class Settings:
     environment: str
     brand: str
     data: Path
-    database: Path
+    database: Address
+    database_pool: int
     public_url: str
     audience: str
     other_issuers: frozenset[str]
@@ -62,6 +67,7 @@ class Settings:
     tls_cert: Path | None
     tls_key: Path | None
     behind_proxy: tuple[Network, ...]
+    drain: Duration
     lifetimes: SessionLifetimes
     login_failure_limit: str
     registration: Switch
@@ -110,6 +116,10 @@ def _positive_duration(text: str) -> Duration:
     if duration == 0:
         raise ValueError("must be longer than nothing")
     return duration
+
+
+def _duration_or_none(text: str) -> Duration | None:
+    return parse_duration(text) if text else None
 
 
 def _environment(text: str) -> str:
@@ -187,6 +197,10 @@ def _sender(text: str) -> str:
     return text
 
 
+def _address(text: str) -> Address | None:
+    return parse_address(text) if text else None
+
+
 def _directory(text: str) -> Path:
     return Path(_word(text))
 
@@ -212,7 +226,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "data": Option(
         "./gatelodge-data", _directory, "the directory of the embedded database, the master key and the certificate"
     ),
-    "database": Option("", str, "sqlite:///PATH; unless set, gatelodge.db in the data directory"),
+    "database": Option(
+        "",
+        _address,
+        "sqlite:///PATH or postgresql://USER@HOST:PORT/NAME; unless set, gatelodge.db in the data directory",
+    ),
+    "database_pool": Option("8", _whole(2, _POOL_MAX), "connections that each worker keeps to a PostgreSQL server, at most"),
     "public_url": Option("", lambda text: _url(text) if text else "", "the base URL that partners use; also the issuer"),
     "audience": Option("", str, "the `aud` of session JWTs; unless set, partner-api-ENVIRONMENT"),
     "other_issuers": Option("", _urls, "public URLs of the other environments: their JWTs are told that they are not of here"),
@@ -222,6 +241,11 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "tls_cert": Option("", str, "certificate chain, PEM; unless set, one is made under DATA/tls"),
     "tls_key": Option("", str, "its private key, PEM"),
     "behind_proxy": Option("", _networks, "networks of proxies that end TLS and whose word on scheme and address is taken"),
+    "drain": Option(
+        "",
+        _duration_or_none,
+        "how long after SIGTERM the server goes on accepting while /readyz says 503; unless set, 5s behind a proxy, else 0s",
+    ),
     "sample_api": Option("off", _switch, "on: serve the sample partner API behind the gate"),
     "jwt_ttl": Option("24h", _positive_duration, "how long a session JWT is good for"),
     "refresh_ttl": Option("30d", _positive_duration, "how long a refresh token is good for, and a session may lie idle"),
@@ -296,8 +320,6 @@ def _read_file(path: Path, environ: Mapping[str, str], faults: list[str]) -> Map
 
 def _contradictions(values: Mapping[str, Any]) -> list[str]:
     faults = []  # of what could be read: the rest is at fault already
-    if values["database"] and not values["database"].startswith("sqlite:///"):
-        faults.append("--database takes sqlite:///PATH")
     if bool(values["tls_cert"]) != bool(values["tls_key"]):
         faults.append("--tls-cert and --tls-key go together")
     if values["tls_cert"] and values.get("behind_proxy"):
@@ -323,6 +345,13 @@ def _contradictions_of_mail(values: Mapping[str, Any]) -> list[str]:
     return faults
 
 
+def _drain_of(values: Mapping[str, Any]) -> Duration:
+    if values["drain"] is not None:
+        return cast("Duration", values["drain"])
+    # With nobody in front there is nobody who would send callers elsewhere meanwhile.
+    return _DRAIN_BEHIND_PROXY if values["behind_proxy"] else 0
+
+
 def _settle(values: Mapping[str, Any], stated: frozenset[str]) -> Settings:
     def path_or_none(name: str) -> Path | None:
         return Path(values[name]) if values[name] else None
@@ -332,7 +361,8 @@ def _settle(values: Mapping[str, Any], stated: frozenset[str]) -> Settings:
         environment=values["environment"],
         brand=values["brand"],
         data=data,
-        database=Path(values["database"].removeprefix("sqlite:///")) if values["database"] else data / "gatelodge.db",
+        database=values["database"] or SqliteAddress(data / "gatelodge.db"),
+        database_pool=values["database_pool"],
         public_url=values["public_url"] or f"https://localhost:{values['port']}",
         audience=values["audience"] or default_audience(values["environment"]),
         other_issuers=values["other_issuers"],
@@ -342,6 +372,7 @@ def _settle(values: Mapping[str, Any], stated: frozenset[str]) -> Settings:
         tls_cert=path_or_none("tls_cert"),
         tls_key=path_or_none("tls_key"),
         behind_proxy=values["behind_proxy"],
+        drain=_drain_of(values),
         lifetimes=SessionLifetimes(values["jwt_ttl"], values["refresh_ttl"], values["session_ttl"]),
         login_failure_limit=values["login_failure_limit"],
         registration=values["registration"],

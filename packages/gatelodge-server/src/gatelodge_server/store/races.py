@@ -1,8 +1,9 @@
 """What two nodes may do at once on a database that has more than one writer."""
 
 from collections.abc import Mapping
+from enum import IntEnum
 
-from sqlalchemy import Connection, Table, insert
+from sqlalchemy import Connection, Table, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
 
@@ -16,3 +17,19 @@ def insert_unless_there(connection: Connection, table: Table, row: Mapping[str, 
             connection.execute(insert(table), row)
     except IntegrityError:
         pass
+
+
+class Turn(IntEnum):
+    """What is done by one node at a time, though there is no row to lock."""
+
+    APPENDING = 0x6761_7465_0002
+    """To the change sequence. Else a reader could see a step, go on behind it, and never see the one before, which was
+    committed later. To be asked for when all rows are locked, so that whoever waits holds up nobody whom it waits for."""
+    COUNTING_MAILS = 0x6761_7465_0003
+    """Mails are counted, and one more is queued. To be asked for before anything is locked."""
+
+
+def wait_for_turn(connection: Connection, turn: Turn) -> None:
+    """From here to its commit nobody else has this turn. SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(turn.value)))

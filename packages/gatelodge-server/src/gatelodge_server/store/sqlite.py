@@ -11,6 +11,7 @@ Everything that is particular to SQLite stands here, so that the verbs need not 
   what is left of its own time, so that those behind it in the line do not wait theirs one after the other.
 """
 
+import asyncio
 import contextlib
 import math
 import os
@@ -28,6 +29,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from gatelodge.errors import Unavailable
 from gatelodge_server.core.model import Entropy
 from gatelodge_server.store.bell import BELL_SIZE, Bell
+from gatelodge_server.store.faults import DatabaseFault
 from gatelodge_server.store.trail import LAST_CHANGE
 from gatelodge_server.store.waiting import WaitingLine
 
@@ -88,6 +90,42 @@ def _write_ahead(connection: sqlite3.Connection, deadline: float) -> None:
             time.sleep(_JOURNAL_PAUSE)
 
 
+class SqliteDatabase:
+    """The file at ``path``, for starts and commands."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def make_room(self) -> None:
+        """Make its directory. Raises ``OSError``."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def is_new(self) -> bool:
+        """Whether there is no file yet."""
+        return not self._path.exists()
+
+    def read(self, verb: Callable[[Connection], Result]) -> Result:
+        """Run ``verb``, which only reads. Raises ``DatabaseFault``."""
+        return self._run(verb, sqlite_engine(self._path, begin="BEGIN"))
+
+    def upgrade(self, verb: Callable[[Connection], Result]) -> Result:
+        """Run ``verb`` in one transaction. Raises ``DatabaseFault``."""
+        return self._run(verb, sqlite_engine(self._path, lock_timeout=UPGRADE_TIMEOUT))
+
+    def _run(self, verb: Callable[[Connection], Result], engine: Engine) -> Result:
+        try:
+            with engine.begin() as connection:
+                return verb(connection)
+        except DBAPIError as fault:
+            raise DatabaseFault(str(fault.orig)) from fault
+        finally:
+            engine.dispose()
+
+    def driver(self, *, on_fault: Callable[[str], None]) -> "SqliteDriver":
+        """What a store runs its verbs on."""
+        return SqliteDriver(self._path, on_fault=on_fault)
+
+
 class SqliteDriver:
     """Runs verbs on the file at ``path``: one that writes at a time, those that only read beside it."""
 
@@ -115,6 +153,10 @@ class SqliteDriver:
     def bell(self) -> int:
         """What the bell rang last. Raises ``Unavailable``."""
         return (self._bell or self._hang_bell())()
+
+    async def listen(self) -> None:
+        """Wait until cancelled: the bell is heard by whoever looks at it."""
+        await asyncio.Event().wait()
 
     def _hang_bell(self) -> Bell:
         with self._hanging:

@@ -68,6 +68,7 @@ from gatelodge_server.store import (
 )
 from gatelodge_server.store import registration as registrations
 from gatelodge_server.store.batch import Batch
+from gatelodge_server.store.clock import StoreClock, store_now
 
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
@@ -98,6 +99,10 @@ class Driver(Protocol):
         """A number that has become another once a change is committed, before ``write`` returns."""
         ...
 
+    async def listen(self) -> None:
+        """Let ``bell`` hear of what others commit as soon as can be, until cancelled."""
+        ...
+
     async def close(self) -> None:
         """Finish what has begun and let go."""
         ...
@@ -106,15 +111,16 @@ class Driver(Protocol):
 class SqlStore:
     """The store over a driver. It is a ``ports.Store``."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, *, store_now: StoreClock = store_now) -> None:
         self._driver = driver
         self.bell = driver.bell
+        self.listen = driver.listen
         self._open: Batch[LoginAttempt, Opened | Refused] = Batch(lambda all_: driver.write(sessions.open_sessions, all_))
         self._advance: Batch[RefreshAttempt, RefreshOutcome] = Batch(lambda all_: driver.write(sessions.advance_sessions, all_))
         self._find: Batch[bytes, SessionStanding | None] = Batch(lambda all_: driver.read(sessions.find_sessions, all_))
         self._find_key: Batch[str, Standing | None] = Batch(lambda all_: driver.read(keys.find_keys, all_))
         self._find_token: Batch[str, Standing | None] = Batch(lambda all_: driver.read(tokens.find_tokens, all_))
-        self._lease: Batch[QuotaAsk, Lease | None] = Batch(lambda all_: driver.write(quotas.lease_quotas, all_))
+        self._lease: Batch[QuotaAsk, Lease | None] = Batch(lambda all_: driver.write(quotas.lease_quotas, all_, store_now))
 
     async def close(self) -> None:
         """Finish what has begun and let go of the database."""

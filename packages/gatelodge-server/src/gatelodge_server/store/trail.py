@@ -6,6 +6,7 @@ from typing import Final
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from gatelodge_server.core.model import DAY, AuditEvent, Change, Instant
+from gatelodge_server.store.races import Turn, wait_for_turn
 from gatelodge_server.store.tables import audit, change, replay, verification
 
 LAST_CHANGE: Final = "gatelodge.last_change"
@@ -14,6 +15,7 @@ LAST_CHANGE: Final = "gatelodge.last_change"
 
 def append_change(connection: Connection, kind: str, subject: str, now: Instant) -> int:
     """Append a step to the change sequence; its number."""
+    wait_for_turn(connection, Turn.APPENDING)
     step = connection.execute(insert(change).values(kind=kind, subject=subject, at=now).returning(change.c.sequence))
     sequence = int(step.scalar_one())
     connection.info[LAST_CHANGE] = sequence

@@ -39,3 +39,7 @@ class Bell(Protocol):
         Raises ``Unavailable``.
         """
         ...
+
+    async def listen(self) -> None:
+        """Let the bell hear of what others commit as soon as can be, until cancelled."""
+        ...

@@ -1,0 +1,325 @@
+"""PostgreSQL: any number of nodes on one database.
+
+Everything that is particular to PostgreSQL stands here, so that the verbs need not know it:
+
+- a transaction that writes is READ COMMITTED. What a verb decides by, it locks first (``FOR UPDATE``), or takes from rows that
+  are never changed; what it reads after a lock is what the others have committed. One that only reads sees one snapshot;
+- ``synchronous_commit`` is on: a commit returns when it is on the disk, and on the standby where the server waits for one;
+- what is known not to have been committed (a deadlock, a serialization failure, a connection that was lost before the commit)
+  is done again while there is time. After a commit without an answer nobody knows, and the caller hears ``Unavailable``;
+- whoever appends to the change sequence says so (``NOTIFY``) as it commits. Every node listens. What is not heard is read all
+  the same: ``core/following.py`` does not rely on it.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+from sqlalchemy import Connection, func, inspect, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
+
+from gatelodge.errors import Unavailable
+from gatelodge_server.store.address import PostgresAddress
+from gatelodge_server.store.faults import DatabaseFault
+from gatelodge_server.store.trail import LAST_CHANGE
+
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+
+OLDEST: Final = 150_000
+"""The first version that is served, as ``server_version_num`` has it."""
+PATIENCE: Final = 5.0
+"""Seconds within which a transaction reaches its commit, from when it is asked for; and within which that is answered."""
+UPGRADE_PATIENCE: Final = 60.0
+_CONNECT_TIMEOUT: Final = 3.0
+_LONGEST: Final = 1024
+"""How many transactions wait for a connection at most."""
+_TRIES: Final = 8
+_PAUSE: Final = 0.02
+_CHANNEL: Final = "gatelodge_change"
+_RELISTEN: Final = 1.0
+_PROOF_OF_LIFE: Final = 5.0
+_UPGRADE_LOCK: Final = 0x6761_7465_0001
+_TAKEN: Final = "23505"
+"""SQLSTATE: a row is there that was not when the verb looked. Looked at again, it is judged as any other."""
+_CONTENTION: Final = frozenset({"40001", "40P01", _TAKEN})
+"""SQLSTATE: also a serialization failure, a deadlock. Somebody else went first."""
+_MISTAKEN: Final = ("22", "23", "42", "0A")
+"""SQLSTATE classes: data, integrity, syntax, what is not supported."""
+_CONNECTION_LOST: Final = ("08", "57P", "25006")
+"""SQLSTATE classes: connection exceptions, shutdown, and a server that takes no writes any more since another one does."""
+_PREPARED_BEFORE: Final = "0A000"
+"""SQLSTATE: a statement was prepared before somebody upgraded the schema. SQLAlchemy has forgotten it by now."""
+_SERVER_SETTINGS: Final = {
+    "application_name": "gatelodge",
+    "synchronous_commit": "on",
+    "timezone": "UTC",
+    # A time limit that strikes while a commit waits for its standby would make it a commit without one. Ours are our own.
+    "statement_timeout": "0",
+    "lock_timeout": "4000",
+    # A node that is frozen, or gone without a word, must not hold its locks.
+    "idle_in_transaction_session_timeout": "8000",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "3",
+    "tcp_keepalives_count": "3",
+    "jit": "off",
+}
+
+
+async def connect(address: PostgresAddress, *, application: str = "gatelodge") -> asyncpg.Connection:
+    """Connect to the server of an address that takes writes. Raises ``OSError``, ``TimeoutError`` or ``asyncpg``'s errors."""
+    states_target = "target_session_attrs" in parse_qs(urlsplit(address.url).query)
+    return await asyncpg.connect(
+        address.url,
+        password=None if address.password is None else address.password.reveal(),
+        timeout=_CONNECT_TIMEOUT,
+        server_settings={**_SERVER_SETTINGS, "application_name": application},
+        **({} if states_target else {"target_session_attrs": "read-write"}),
+    )
+
+
+def postgres_engine(address: PostgresAddress, *, pool: int | None = None) -> AsyncEngine:
+    """An engine for one event loop; it keeps at most ``pool`` connections, or none."""
+    kept: dict[str, Any] = {"poolclass": NullPool}
+    if pool is not None:
+        kept = {"poolclass": AsyncAdaptedQueuePool, "pool_size": pool, "max_overflow": 0, "pool_use_lifo": True}
+        kept["pool_timeout"] = PATIENCE
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=lambda: connect(address),
+        hide_parameters=True,  # no value of a row in an error or a log
+        **kept,
+    )
+
+
+class PostgresDatabase:
+    """A database on a PostgreSQL server, made by whoever runs that. Our tables in it are made by the first start."""
+
+    def __init__(self, address: PostgresAddress, *, pool: int) -> None:
+        self._address = address
+        self._pool = pool
+
+    def make_room(self) -> None:
+        """Do nothing: a database is made by whoever runs the server."""
+
+    def is_new(self) -> bool:
+        """Whether nothing of ours is there. Raises ``DatabaseFault``."""
+        return not self.read(lambda connection: inspect(connection).has_table("alembic_version"))
+
+    def read(self, verb: Callable[[Connection], Result]) -> Result:
+        """Run ``verb``, which only reads. Raises ``DatabaseFault``."""
+        return self._in_thread(self._run(verb, upgrades=False))
+
+    def upgrade(self, verb: Callable[[Connection], Result]) -> Result:
+        """Run ``verb`` in one transaction. Raises ``DatabaseFault``."""
+        return self._in_thread(self._run(verb, upgrades=True))
+
+    def _in_thread(self, run: Coroutine[Any, Any, Result]) -> Result:
+        # Whoever calls may have a loop of its own.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, run).result()
+
+    async def _run(self, verb: Callable[[Connection], Result], *, upgrades: bool) -> Result:
+        engine = postgres_engine(self._address)
+        try:
+            async with asyncio.timeout(UPGRADE_PATIENCE), engine.begin() as connection:
+                _refuse_old(await connection.get_raw_connection())
+                if not upgrades:
+                    await connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+                else:
+                    await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(UPGRADE_PATIENCE * 1000)}")
+                    await connection.execute(select(func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
+                return await connection.run_sync(verb)
+        except _FAULTS as fault:
+            raise DatabaseFault(_say(fault)) from fault
+        finally:
+            await engine.dispose()
+
+    def driver(self, *, on_fault: Callable[[str], None]) -> "PostgresDriver":
+        """What a store runs its verbs on."""
+        return PostgresDriver(self._address, on_fault=on_fault, pool=self._pool)
+
+
+class PostgresDriver:
+    """Runs verbs on at most ``pool`` connections. Belongs to the event loop in which it is first used."""
+
+    def __init__(self, address: PostgresAddress, *, on_fault: Callable[[str], None], pool: int = 8) -> None:
+        self._address = address
+        self._on_fault = on_fault
+        self._engine = postgres_engine(address, pool=pool)
+        self._reading = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._rung = 0
+
+    def bell(self) -> int:
+        """A number that has become another since a change was committed here, or was heard of."""
+        return self._rung
+
+    async def listen(self) -> None:
+        """Hear of what other nodes commit, until cancelled; come back whenever the connection is lost."""
+        was_heard = True
+        while True:
+            try:
+                async with self._listening() as lost:
+                    was_heard = True
+                    await lost.wait()
+            except _FAULTS as fault:
+                if was_heard:  # once for each outage
+                    self._on_fault(f"not listening: {_say(fault)}")
+                was_heard = False
+            self._ring()
+            await asyncio.sleep(_RELISTEN)
+
+    @contextlib.asynccontextmanager
+    async def _listening(self) -> AsyncIterator[asyncio.Event]:
+        """A connection that listens, and what is set when it is lost. Nothing tells of a peer that vanished: it is asked."""
+        connection = await connect(self._address, application="gatelodge-listen")
+        lost = asyncio.Event()
+
+        async def prove() -> None:
+            try:
+                while True:
+                    await asyncio.sleep(_PROOF_OF_LIFE)
+                    await connection.fetchval("SELECT 1", timeout=_CONNECT_TIMEOUT)
+            except _FAULTS:
+                lost.set()
+
+        proving = asyncio.create_task(prove())
+        try:
+            connection.add_termination_listener(lambda _: lost.set())
+            await connection.add_listener(_CHANNEL, lambda *_: self._ring())
+            self._ring()  # for what was said while nobody listened
+            yield lost
+        finally:
+            proving.cancel()
+            connection.terminate()
+
+    def _ring(self) -> None:
+        self._rung += 1
+
+    async def write(
+        self,
+        verb: Callable[Concatenate[Connection, Arguments], Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """Run ``verb`` in a transaction; it is durable when this returns. Raises ``Unavailable``."""
+        return await self._transact(self._engine, lambda connection: verb(connection, *args, **kwargs))
+
+    async def read(
+        self,
+        verb: Callable[Concatenate[Connection, Arguments], Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """Run ``verb``, which only reads, over one snapshot. Raises ``Unavailable``."""
+        return await self._transact(self._reading, lambda connection: verb(connection, *args, **kwargs))
+
+    async def _transact(self, engine: AsyncEngine, verb: Callable[[Connection], Result]) -> Result:
+        if len(self._under_way) >= _LONGEST:
+            raise Unavailable
+        task = asyncio.create_task(self._try(engine, verb))
+        self._under_way.add(task)
+        task.add_done_callback(self._end)
+        # Whoever asked may go away. What has begun is brought to its end all the same.
+        return await asyncio.shield(task)
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever still waits hears of it
+
+    async def _try(self, engine: AsyncEngine, verb: Callable[[Connection], Result]) -> Result:
+        deadline = asyncio.get_running_loop().time() + PATIENCE
+        for attempt in range(1, _TRIES + 1):
+            try:
+                return await self._once(engine, verb, deadline)
+            except _NotCommittedError as nothing_done:
+                is_late = asyncio.get_running_loop().time() + _PAUSE * attempt >= deadline
+                if attempt == _TRIES or is_late or not nothing_done.is_worth_a_try(attempt):
+                    if _state_of(nothing_done.fault).startswith(_MISTAKEN):
+                        raise nothing_done.fault from None  # in a verb, and so ours: it would be no better another time
+                    self._on_fault(_say(nothing_done.fault))
+                    raise Unavailable from nothing_done.fault
+                await asyncio.sleep(_PAUSE * attempt * nothing_done.is_contention)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _once(self, engine: AsyncEngine, verb: Callable[[Connection], Result], deadline: float) -> Result:
+        is_committing = False
+        try:
+            async with engine.connect() as connection:
+                async with asyncio.timeout_at(deadline):
+                    await connection.begin()
+                    outcome, has_changed = await connection.run_sync(_run_verb, verb)
+                    if has_changed:
+                        await connection.exec_driver_sql(f"NOTIFY {_CHANNEL}")
+                is_committing = True
+                async with asyncio.timeout(PATIENCE):
+                    await connection.commit()
+        except _FAULTS as fault:
+            if is_committing:
+                self._on_fault(f"a commit without an answer: {_say(fault)}")
+                raise Unavailable from fault
+            raise _NotCommittedError(fault) from fault
+        if has_changed:
+            self._ring()
+        return outcome
+
+    async def close(self) -> None:
+        """Finish what has begun and let go of the connections."""
+        if self._under_way:
+            await asyncio.wait(self._under_way)
+        await self._engine.dispose()
+
+
+_FAULTS: Final = (DBAPIError, OSError, TimeoutError, PoolTimeout, asyncpg.PostgresError, asyncpg.InterfaceError)
+
+
+class _NotCommittedError(Exception):
+    """Nothing of the transaction was done, and that is certain."""
+
+    def __init__(self, fault: Exception) -> None:
+        super().__init__()
+        self.fault = fault
+        self.is_contention = _state_of(fault) in _CONTENTION
+
+    def is_worth_a_try(self, attempt: int) -> bool:
+        """Whether another attempt may succeed now: after contention often; after a lost connection one, with a new one."""
+        return self.is_contention or (attempt == 1 and (_is_lost(self.fault) or _state_of(self.fault) == _PREPARED_BEFORE))
+
+
+def _run_verb(connection: Connection, verb: Callable[[Connection], Result]) -> tuple[Result, bool]:
+    connection.info.pop(LAST_CHANGE, None)
+    outcome = verb(connection)
+    return outcome, connection.info.pop(LAST_CHANGE, None) is not None
+
+
+def _state_of(fault: BaseException) -> str:
+    """The SQLSTATE of a fault, if the server has said one."""
+    original = getattr(fault, "orig", None) or fault
+    return str(getattr(original, "sqlstate", None) or "")
+
+
+def _is_lost(fault: BaseException) -> bool:
+    if isinstance(fault, DBAPIError) and fault.connection_invalidated:
+        return True
+    return isinstance(fault, ConnectionError | asyncpg.InterfaceError) or _state_of(fault).startswith(_CONNECTION_LOST)
+
+
+def _say(fault: BaseException) -> str:
+    """What went wrong, in one line."""
+    original = getattr(fault, "orig", None) or fault
+    return str(original).strip().splitlines()[0] if str(original).strip() else type(original).__name__
+
+
+def _refuse_old(connection: Any) -> None:  # noqa: ANN401 - SQLAlchemy's own name for it says nothing
+    version = connection.driver_connection.get_server_version()
+    if version.major * 10_000 < OLDEST:
+        raise DatabaseFault(f"PostgreSQL {version.major} is too old: 15 is needed")
