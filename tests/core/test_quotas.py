@@ -14,8 +14,19 @@ from gatelodge.errors import InvalidCredential, QuotaExceeded, Unavailable
 from gatelodge_server.core.following import RESTORED
 from gatelodge_server.core.model import DAY, HOUR, Tier
 from gatelodge_server.core.ports import QuotaAsk, UsageMark
-from gatelodge_server.core.quotas import BUSY, EXHAUSTED_KEPT, IDLE, Quotas, QuotaStatus, Taken, judge_ask
+from gatelodge_server.core.quotas import (
+    BUSY,
+    EXHAUSTED_KEPT,
+    IDLE,
+    UNOPENED,
+    Quotas,
+    QuotaStatus,
+    Window,
+    Windows,
+    judge_ask,
+)
 from gatelodge_server.core.refusals import PartnerNotFound
+from gatelodge_server.core.tiers import LARGEST_LIMIT
 
 HOUR_AT, DAY_AT = START - START % HOUR, START - START % DAY
 ACME = "acme-motors"
@@ -41,7 +52,7 @@ STEPS = st.lists(
 def test_r78_whatever_is_asked_and_given_back_no_window_is_overdrawn_unless_a_wrong_clock_was_put_right(
     steps, per_hour, per_day
 ):
-    tier, taken, now = Tier("any", per_hour, per_day), None, DAY_AT + DAY
+    tier, taken, now = Tier("any", per_hour, per_day), UNOPENED, DAY_AT + DAY
     leases, held = [], []
     hours_left = days_left = 1  # how often a window can have been entered: once, and after each wrong clock
     for want, passing, returns, how_many in steps:
@@ -53,19 +64,20 @@ def test_r78_whatever_is_asked_and_given_back_no_window_is_overdrawn_unless_a_wr
             held[at] -= back
             unused = (back, leases[at].hour_starts_at, leases[at].day_starts_at)
         before = taken
-        taken, lease = judge_ask(before, QuotaAsk(ACME, want, now, *unused), tier)
+        taken, lease = judge_ask(before, QuotaAsk(ACME, want, 0, *unused), tier, now)
+        hour, day = taken
         assert 0 <= lease.granted <= want
-        assert lease[2:] == taken
-        assert taken.hour_starts_at % HOUR == taken.day_starts_at % DAY == 0
-        assert now - HOUR < taken.hour_starts_at <= now + HOUR
-        assert now - DAY < taken.day_starts_at <= now + DAY
-        if before is not None and taken.hour_starts_at < before.hour_starts_at:
-            assert before.hour_starts_at > now + HOUR
-            assert taken.hour_taken - lease.granted >= before.hour_taken - unused[0]
+        assert lease[2:] == (*hour[:2], *day[:2], now)
+        assert hour.starts_at % HOUR == day.starts_at % DAY == 0
+        assert now - HOUR < hour.starts_at <= now + HOUR
+        assert now - DAY < day.starts_at <= now + DAY
+        if hour.starts_at < before.hour.starts_at:
+            assert before.hour.starts_at > now + HOUR
+            assert hour.taken - lease.granted >= before.hour.taken - unused[0]
             hours_left += 1
-        if before is not None and taken.day_starts_at < before.day_starts_at:
-            assert before.day_starts_at > now + DAY
-            assert taken.day_taken - lease.granted >= before.day_taken - unused[0]
+        if day.starts_at < before.day.starts_at:
+            assert before.day.starts_at > now + DAY
+            assert day.taken - lease.granted >= before.day.taken - unused[0]
             days_left += 1
         leases.append(lease)
         held.append(lease.granted)
@@ -84,10 +96,39 @@ def test_a_later_window_is_heeded_if_it_is_the_next_one_at_most(length, offset):
     tier, now = Tier("any", 1_000, 1_000), DAY_AT + DAY - offset
     ahead = now + length + offset
     hour_at, day_at = (ahead, ahead - ahead % DAY) if length == HOUR else (now - now % HOUR, ahead)
-    taken, lease = judge_ask(Taken(hour_at, 7, day_at, 7), QuotaAsk(ACME, 3, now), tier)
-    start, count = (taken.hour_starts_at, taken.hour_taken) if length == HOUR else (taken.day_starts_at, taken.day_taken)
-    assert start == (ahead if offset <= 0 else now - now % length)
-    assert (count, lease.granted) == (10, 3)
+    windows, lease = judge_ask(Windows(Window(hour_at, 7), Window(day_at, 7)), QuotaAsk(ACME, 3, 0), tier, now)
+    window = windows.hour if length == HOUR else windows.day
+    assert window.starts_at == (ahead if offset <= 0 else now - now % length)
+    assert (window.taken, lease.granted) == (10, 3)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 60)), max_size=40), st.sampled_from([2 * HOUR, 2 * DAY, 400 * DAY]))
+def test_p5_a_clock_that_goes_ahead_and_back_again_and_again_lets_no_window_be_used_twice(steps, ahead):
+    tier, windows = Tier("any", 100, 100), UNOPENED
+    let_in = Counter()
+    for is_ahead, want in steps:
+        now = START + ahead * is_ahead
+        windows, lease = judge_ask(windows, QuotaAsk(ACME, want, 0), tier, now)
+        assert lease.hour_starts_at == now - now % HOUR
+        let_in[is_ahead] += lease.granted
+        assert all(taken <= 2**31 - 1 for window in windows for taken in (window.taken, window.left_taken))
+    assert max(let_in.values(), default=0) <= 100
+
+
+async def test_p5_after_a_clock_that_was_days_ahead_the_present_hour_is_not_begun_anew(node, store):
+    assert await node.let_in(150) == 100
+    node.clock.forward(9 * DAY)
+    assert await node.let_in(3) == 3
+    node.clock.forward(-9 * DAY)
+    assert await node.let_in(150) == 0
+    node.clock.forward(HOUR)
+    assert await node.let_in(150) == 100
+
+
+def test_what_a_wrong_clock_let_in_fits_into_a_number_of_the_database():
+    far, limit = Window(START + 400 * DAY, LARGEST_LIMIT, START - START % HOUR, LARGEST_LIMIT), LARGEST_LIMIT
+    windows, lease = judge_ask(Windows(far, Window(DAY_AT, 0)), QuotaAsk(ACME, 1, 0), Tier("any", limit, limit), START)
+    assert (windows.hour.taken, lease.granted) == (LARGEST_LIMIT, 0)
 
 
 async def test_r78_after_one_request_by_a_clock_that_was_days_ahead_each_hour_and_day_has_its_own_again(node, store):
@@ -104,9 +145,9 @@ async def test_r78_after_one_request_by_a_clock_that_was_days_ahead_each_hour_an
 
 def test_a_first_ask_opens_the_windows():
     tier = Tier("starter", 100, 1_000)
-    assert judge_ask(None, QuotaAsk(ACME, 3, START), tier) == (
-        Taken(HOUR_AT, 3, DAY_AT, 3),
-        (3, tier, HOUR_AT, 3, DAY_AT, 3),
+    assert judge_ask(UNOPENED, QuotaAsk(ACME, 3, 0), tier, START) == (
+        Windows(Window(HOUR_AT, 3), Window(DAY_AT, 3)),
+        (3, tier, HOUR_AT, 3, DAY_AT, 3, START),
     )
 
 
@@ -644,7 +685,7 @@ async def test_a_status_is_exact_for_the_node_that_is_asked(start, store):
     await node.let_in(20)
     assert held(node) > 0
     status = await node.quotas.status(ACME)
-    assert status == (Tier("starter", 100, 1_000), (100, 25, 75, HOUR_AT + HOUR), (1_000, 25, 975, DAY_AT + DAY))
+    assert status == (Tier("starter", 100, 1_000), (100, 25, 75, HOUR_AT + HOUR), (1_000, 25, 975, DAY_AT + DAY), START)
     left = held(node)
     assert await node.let_in(left) == left
     assert (await node.quotas.status(ACME)).hour.used == 25 + left

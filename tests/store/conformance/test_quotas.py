@@ -1,18 +1,53 @@
-"""The verbs of quotas and usage."""
+"""The verbs of quotas and usage.
+
+Most of them go by the clock of whoever asks, so that a test may say what time it is; those of the store's own clock are below.
+"""
 
 import asyncio
 
 import pytest
 from given import AROUND, START, a_company, a_key, a_partner, a_replay, a_signing_key, a_token
+from sqlalchemy import select
 
 from gatelodge.errors import Unavailable
 from gatelodge_server.core.model import DAY, HOUR, KeyPurpose, Tier
 from gatelodge_server.core.ports import Done, LastUse, QuotaAsk, Refused, UsageMark
 from gatelodge_server.core.refusals import IdempotencyKeySpent
+from gatelodge_server.deployment import system_clock
+from gatelodge_server.store.clock import store_now
 from gatelodge_server.store.store import SqlStore
+from gatelodge_server.store.tables import quota
 
 STARTER = Tier("starter", 100, 1_000)
 HOUR_AT, DAY_AT = START - START % HOUR, START - START % DAY
+
+
+def by_the_asker(_):
+    """A store's clock for tests: there is none."""
+
+
+@pytest.fixture
+async def open_node(backend):
+    """Opens another node's store, which goes by the asker's clock unless it is told otherwise."""
+    nodes = []
+
+    def open_node(store_now=by_the_asker):
+        nodes.append(SqlStore(backend.driver(), store_now=store_now))
+        return nodes[-1]
+
+    yield open_node
+    for node in nodes:
+        await node.close()
+
+
+@pytest.fixture
+def store(open_node):
+    return open_node()
+
+
+@pytest.fixture
+def other_node(open_node):
+    return open_node()
 
 
 def an_ask(want=1, *, now=START, partner_id="acme-motors", **unused):
@@ -35,8 +70,8 @@ async def taken(store, now=START):
 
 
 async def test_a_lease_says_what_was_granted_and_how_the_windows_stand(store, key):
-    assert await store.lease_quota(an_ask(7)) == (7, STARTER, HOUR_AT, 7, DAY_AT, 7)
-    assert await store.lease_quota(an_ask(3)) == (3, STARTER, HOUR_AT, 10, DAY_AT, 10)
+    assert await store.lease_quota(an_ask(7)) == (7, STARTER, HOUR_AT, 7, DAY_AT, 7, START)
+    assert await store.lease_quota(an_ask(3)) == (3, STARTER, HOUR_AT, 10, DAY_AT, 10, START)
 
 
 async def test_nobody_leases_for_a_partner_that_is_not_there(store, key, backend):
@@ -86,7 +121,7 @@ async def test_a_window_never_goes_back(store, key):
 async def test_what_comes_back_can_be_leased_again(store, key):
     lease = await store.lease_quota(an_ask(100))
     assert (await store.lease_quota(an_ask(1))).granted == 0
-    assert await store.lease_quota(unused_of(lease, 30)) == (0, STARTER, HOUR_AT, 70, DAY_AT, 70)
+    assert await store.lease_quota(unused_of(lease, 30)) == (0, STARTER, HOUR_AT, 70, DAY_AT, 70, START)
     assert (await store.lease_quota(unused_of(lease, 10, want=100))).granted == 40
 
 
@@ -118,7 +153,7 @@ async def test_r39_a_change_of_tier_counts_at_the_next_ask(store, other_node, ke
 async def test_a_tier_below_what_is_taken_grants_nothing(store, key):
     await store.lease_quota(an_ask(50))
     await store.set_tier(Tier("starter", 10, 1_000), now=START, by="test")
-    assert await store.lease_quota(an_ask(1)) == (0, Tier("starter", 10, 1_000), HOUR_AT, 50, DAY_AT, 50)
+    assert await store.lease_quota(an_ask(1)) == (0, Tier("starter", 10, 1_000), HOUR_AT, 50, DAY_AT, 50, START)
 
 
 async def test_r78_fifty_asks_at_once_from_two_nodes_never_get_more_than_the_limit(store, other_node, key):
@@ -152,13 +187,55 @@ async def test_partners_do_not_share_what_they_have(store, other_node, key):
         assert sorted(mine) == [0, 10, 30, 30, 30]
 
 
-async def test_what_is_taken_outlives_the_node(store, key, backend):
+async def test_what_is_taken_outlives_the_node(store, key, open_node):
     await store.lease_quota(an_ask(60))
-    restarted = backend.open()
-    try:
-        assert (await restarted.lease_quota(an_ask(60))).granted == 40
-    finally:
-        await restarted.close()
+    await store.close()
+    assert (await open_node().lease_quota(an_ask(60))).granted == 40
+
+
+async def test_p5_the_window_that_a_wrong_clock_left_is_known_when_it_comes_back(store, other_node, key):
+    for ahead in (9 * DAY, 2 * HOUR, 9 * DAY):
+        await store.lease_quota(an_ask(100))
+        assert (await store.lease_quota(an_ask(1, now=START + ahead))).granted in {0, 1}
+        assert (await other_node.lease_quota(an_ask(1))).granted == 0
+
+
+# --- the store's clock ---
+
+
+@pytest.fixture
+def by_its_clock(open_node):
+    """A node by the store's clock; on a database without one the given time is the store's."""
+    return open_node(store_now)
+
+
+async def test_p5_a_node_whose_clock_is_wrong_is_counted_by_the_clock_of_the_database(by_its_clock, key, backend):
+    """Where the database has a clock, that is. Those who share an SQLite file have one clock anyway."""
+    wrong = [START, START + 30_000, START - 30_000, START + 400 * DAY]
+    before = system_clock()
+    leases = await asyncio.gather(*(by_its_clock.lease_quota(an_ask(5, now=now)) for now in wrong))
+    after = system_clock()
+    for lease, now in zip(leases, wrong, strict=True):
+        assert lease.granted == 5
+        if backend.address.startswith("sqlite:"):
+            assert lease.now == now
+        else:
+            assert before <= lease.now <= after
+            assert lease.hour_starts_at == lease.now - lease.now % HOUR
+            assert lease.day_starts_at == lease.now - lease.now % DAY
+
+
+async def test_p5_the_time_is_read_when_the_row_is_locked(key, open_node):
+    """A wait for another node may cross the end of an hour."""
+    read = []
+
+    def late_clock(connection):
+        locked = connection.execute(select(quota.c.hour_taken)).scalar_one()
+        read.append(locked)
+        return store_now(connection)
+
+    await asyncio.gather(*(open_node(late_clock).lease_quota(an_ask(1)) for _ in range(5)))
+    assert sorted(read) == [0, 1, 2, 3, 4]
 
 
 # --- note_usage, list_usage, forget_usage ---
@@ -251,8 +328,8 @@ class DeafDriver:
             await self._driver.write(verb, *args, **kwargs)
         raise Unavailable
 
-    async def close(self):
-        await self._driver.close()
+    def __getattr__(self, name):
+        return getattr(self._driver, name)
 
 
 async def test_usage_that_may_have_been_written_is_not_told_as_a_failure(store, key, backend):

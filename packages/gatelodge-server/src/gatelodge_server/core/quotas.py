@@ -10,6 +10,11 @@ How a request is counted:
 3. What is not used is given back: when the windows end, after a quarter of a second without use, after a change of tier and
    when the process ends. Slices grow with the traffic and shrink as the limit nears; what a crash takes along is one slice.
 
+Which hour it is says the store's clock alone, for the clocks of nodes differ. A lease tells the store's time, and so how long its
+windows last. For so long it may be used, by the node's monotonic clock, and reckoned from before it was asked for. The node's wall
+clock, put right by what it was wrong by at the last lease, may end it earlier (a monotonic clock can stand still while a machine
+sleeps), but never later.
+
 Whenever it is not known whether the store has heard something, the outcome is that fewer are let in, never more.
 """
 
@@ -25,6 +30,7 @@ from gatelodge_server.core.following import RESTORED
 from gatelodge_server.core.model import DAY, HOUR, SECOND, Clock, Duration, Instant, Tier
 from gatelodge_server.core.ports import Lease, QuotaAsk, QuotaStore
 from gatelodge_server.core.refusals import PartnerNotFound
+from gatelodge_server.core.tiers import LARGEST_LIMIT
 from gatelodge_server.core.usage import UsageLedger, UseKind
 
 BUSY: Final = 0.1
@@ -35,6 +41,8 @@ IDLE: Final = 0.25
 """Seconds without a request after which a slice is given back."""
 SLICES: Final = 8
 """No slice is larger than this part of what is left."""
+STEADY: Final = 0.999
+"""A monotonic clock may lose this much on the store's: each of the two is slewed by at most a two-thousandth."""
 _TICK: Final = 0.1
 _FLUSH: Final = 1.0
 _NEVER: Final = float("-inf")
@@ -45,42 +53,54 @@ _DAY_SECONDS: Final = DAY // SECOND
 # --- the decision ---------------------------------------------------------------------------------------------------------
 
 
-class Taken(NamedTuple):
-    """A partner's windows as the store has them: when they began, and how much of each is leased."""
+class Window(NamedTuple):
+    """A partner's hour or day as the store has it: when it began, how much of it is leased, and the one before it.
 
-    hour_starts_at: Instant
-    hour_taken: int
-    day_starts_at: Instant
-    day_taken: int
-
-
-def judge_ask(taken: Taken | None, ask: QuotaAsk, tier: Tier) -> tuple[Taken, Lease]:
-    """What an ask gets, and how the windows stand then.
-
-    Who asks by a clock that is behind is counted in the later window, if that is the next one. One further ahead was opened by
-    a clock that was wrong: the present window takes its place, and what was taken of it counts in this one. What comes back
-    unused counts for the window that it was taken from, if that is still the present one.
+    The one before is another in time, too, if a clock was wrong: then it may be returned to.
     """
-    before = taken or Taken(0, 0, 0, 0)
-    hour_at, hour = _present(before.hour_starts_at, before.hour_taken, ask.now, HOUR)
-    day_at, day = _present(before.day_starts_at, before.day_taken, ask.now, DAY)
-    if ask.unused_hour_at == hour_at:
-        hour = max(0, hour - ask.unused)
-    if ask.unused_day_at == day_at:
-        day = max(0, day - ask.unused)
-    granted = max(0, min(ask.want, tier.requests_per_hour - hour, tier.requests_per_day - day))
-    after = Taken(hour_at, hour + granted, day_at, day + granted)
-    return after, Lease(granted, tier, *after)
+
+    starts_at: Instant
+    taken: int
+    left_at: Instant = 0
+    left_taken: int = 0
+
+    def at(self, now: Instant, length: Duration) -> "Window":
+        """The window that counts at ``now``, which is this one unless a later one has begun.
+
+        A clock that has stepped back is counted here if this is the next window. One further ahead was opened by a clock that
+        was wrong: the present window takes its place with what is known of it, and what the wrong one let in counts in it.
+        """
+        present = now - now % length
+        if present <= self.starts_at <= now + length:
+            return self
+        taken = self.left_taken if self.left_at == present else 0
+        if self.starts_at > present:
+            taken = min(taken + self.taken, LARGEST_LIMIT)
+        return Window(present, taken, self.starts_at, self.taken)
 
 
-def _present(starts_at: Instant, taken: int, now: Instant, length: Duration) -> tuple[Instant, int]:
-    """The window that counts at ``now``, and how much of it is taken, by the one that the store has."""
-    present = now - now % length
-    if starts_at < present:
-        return present, 0
-    if starts_at > now + length:
-        return present, taken
-    return starts_at, taken
+class Windows(NamedTuple):
+    """Both of a partner's windows."""
+
+    hour: Window
+    day: Window
+
+
+UNOPENED: Final = Windows(Window(0, 0), Window(0, 0))
+"""Of a partner who has never asked."""
+
+
+def judge_ask(before: Windows, ask: QuotaAsk, tier: Tier, now: Instant) -> tuple[Windows, Lease]:
+    """What an ask gets at ``now``, by the store's clock, and how the windows stand then.
+
+    What comes back unused counts for the window that it was taken from, if that is still the present one.
+    """
+    hour, day = before.hour.at(now, HOUR), before.day.at(now, DAY)
+    hour_taken = max(0, hour.taken - (ask.unused if ask.unused_hour_at == hour.starts_at else 0))
+    day_taken = max(0, day.taken - (ask.unused if ask.unused_day_at == day.starts_at else 0))
+    granted = max(0, min(ask.want, tier.requests_per_hour - hour_taken, tier.requests_per_day - day_taken))
+    after = Windows(hour._replace(taken=hour_taken + granted), day._replace(taken=day_taken + granted))
+    return after, Lease(granted, tier, *after.hour[:2], *after.day[:2], now)
 
 
 # --- how a partner stands -------------------------------------------------------------------------------------------------
@@ -101,6 +121,8 @@ class QuotaStatus(NamedTuple):
     tier: Tier
     hour: WindowUse
     day: WindowUse
+    now: Instant
+    """When it was so, by the store's clock as far as this process knows it."""
 
     def windows(self) -> tuple[RateWindow, RateWindow]:
         """The same, for ``gatelodge.rates.rate_headers``."""
@@ -110,13 +132,28 @@ class QuotaStatus(NamedTuple):
         )
 
 
-def _status_of(taken: Taken, tier: Tier, held: int) -> QuotaStatus:
+class Taken(NamedTuple):
+    """The windows that a lease is of: when they began, and how much of each is leased."""
+
+    hour_starts_at: Instant
+    hour_taken: int
+    day_starts_at: Instant
+    day_taken: int
+
+    @classmethod
+    def of(cls, lease: Lease) -> "Taken":
+        """As the store has just said."""
+        return cls(*lease[2:6])
+
+
+def _status_of(taken: Taken, tier: Tier, held: int, now: Instant) -> QuotaStatus:
     hour, day = taken.hour_taken - held, taken.day_taken - held
     # A tier can have been lowered to below what is used already.
     return QuotaStatus(
         tier,
         WindowUse(tier.requests_per_hour, hour, max(0, tier.requests_per_hour - hour), taken.hour_starts_at + HOUR),
         WindowUse(tier.requests_per_day, day, max(0, tier.requests_per_day - day), taken.day_starts_at + DAY),
+        now,
     )
 
 
@@ -131,11 +168,10 @@ class _Book:
     __slots__ = (
         "asking",
         "counts",
-        "day_ends_at",
+        "ends_at",
         "epoch",
         "exhausted_until",
         "form",
-        "hour_ends_at",
         "idle_since",
         "leased_at",
         "left",
@@ -150,13 +186,17 @@ class _Book:
         "taken",
         "tier",
         "unused",
+        "usable_until",
     )
 
     def __init__(self, partner_id: str, at: float) -> None:
         self.partner_id = partner_id
         self.tier = Tier("", 0, 0)
         self.taken = _NOTHING
-        self.hour_ends_at = self.day_ends_at = 0
+        self.ends_at = 0
+        """When the lease that ``taken`` came with must not be used any more: by the store's clock,"""
+        self.usable_until = _NEVER
+        """and by the monotonic one of this process. Whichever says so first."""
         self.form = RateForm(())
         self.room = (0, 0)
         """What nobody has leased of the hour and the day."""
@@ -176,8 +216,12 @@ class _Book:
         self.asking: asyncio.Task[None] | None = None
         self.seen, self.idle_since = 0, at
 
-    def status(self) -> QuotaStatus:
-        return _status_of(self.taken, self.tier, self.left + self.unused)
+    def is_over(self, now: Instant, at: float) -> bool:
+        """Whether the windows may have ended, so that what is held or was refused in them counts no more."""
+        return now >= self.ends_at or at > self.usable_until
+
+    def status(self, now: Instant) -> QuotaStatus:
+        return _status_of(self.taken, self.tier, self.left + self.unused, now)
 
     def let_in(self) -> None:
         """Take one from what is left."""
@@ -186,7 +230,7 @@ class _Book:
 
     def refuse(self, now: Instant) -> QuotaExceeded:
         self.refused += 1
-        windows = self.status().windows()
+        windows = self.status(now).windows()
         used_up = [window for window in windows if not window.remaining]
         longest = max(seconds_left(window, now) for window in used_up)
         return QuotaExceeded([window.name for window in used_up], longest, rate_headers(windows, now))
@@ -196,21 +240,24 @@ class _Book:
         self.unused += self.left
         self.left = 0
 
-    def next_ask(self, now: Instant, at: float) -> QuotaAsk:
-        """The ask that answers all who wait. It gives back whatever is held, unless it is to look only."""
+    def next_ask(self, clock_at: Instant, now: Instant, at: float) -> QuotaAsk:
+        """The ask that answers all who wait. It gives back whatever is held, unless it is to look only.
+
+        ``clock_at`` is what the clock of this process says, ``now`` what it takes the store's to say.
+        """
         if not self.counts and not self.unused:
-            return QuotaAsk(self.partner_id, 0, now)
+            return QuotaAsk(self.partner_id, 0, clock_at)
         want = self._next_slice(now, at) if self.counts else 0
         self.set_aside()
         unused, self.unused = self.unused, 0
-        return QuotaAsk(self.partner_id, want, now, unused, self.taken.hour_starts_at, self.taken.day_starts_at)
+        return QuotaAsk(self.partner_id, want, clock_at, unused, self.taken.hour_starts_at, self.taken.day_starts_at)
 
     def _next_slice(self, now: Instant, at: float) -> int:
         if self.leased_at > _NEVER:
             used_up_at_once = not self.left and not self.unused and at - self.leased_at <= BUSY
             self.slice = self.slice * 2 if used_up_at_once else max(1, self.slice // 2)
-        hour = self.taken.hour_taken if now < self.hour_ends_at else 0
-        day = self.taken.day_taken if now < self.day_ends_at else 0
+        hour = self.taken.hour_taken if now < self.taken.hour_starts_at + HOUR else 0
+        day = self.taken.day_taken if now < self.taken.day_starts_at + DAY else 0
         room = min(self.tier.requests_per_hour - hour, self.tier.requests_per_day - day)
         self.slice = min(max(self.slice, len(self.counts)), max(1, room // SLICES))
         return self.slice
@@ -221,30 +268,36 @@ class _Book:
         self.noted = (self.served, self.refused)
         ledger.note(self.partner_id, self.taken.hour_starts_at, self.served - served, self.refused - refused)
 
-    def adopt(self, lease: Lease, ledger: UsageLedger) -> QuotaStatus:
-        """From now on the windows are those of ``lease``. Whatever is held is of these windows, or nothing is held."""
+    def adopt(self, lease: Lease, asked_at: float, now: Instant, ledger: UsageLedger) -> QuotaStatus:
+        """From now on the windows are those of ``lease``. Whatever is held is of these windows, or nothing is held.
+
+        ``asked_at`` is a reading of the monotonic clock from before it was asked for.
+        """
         if self.taken.hour_starts_at != lease.hour_starts_at:
             self.settle(ledger)
-        is_known = (self.tier, self.hour_ends_at) == (lease.tier, lease.hour_starts_at + HOUR)
-        self.tier, self.taken = lease.tier, Taken(*lease[2:])
-        self.hour_ends_at, self.day_ends_at = lease.hour_starts_at + HOUR, lease.day_starts_at + DAY
+        taken = Taken.of(lease)
+        is_known = (self.tier, self.taken.hour_starts_at, self.taken.day_starts_at) == (lease.tier, taken[0], taken[2])
+        self.tier, self.taken = lease.tier, taken
+        self.ends_at = min(taken.hour_starts_at + HOUR, taken.day_starts_at + DAY)
+        # The store's time is a whole number of milliseconds, and so may be up to one later than it says.
+        self.usable_until = asked_at + (self.ends_at - lease.now - 1) / SECOND * STEADY
         self.room = (lease.tier.requests_per_hour - lease.hour_taken, lease.tier.requests_per_day - lease.day_taken)
         self.exhausted_until = _NEVER
-        status = self.status()
+        status = self.status(now)
         if not is_known:
             self.form = RateForm(status.windows())
         return status
 
-    def look_at(self, lease: Lease, ledger: UsageLedger) -> QuotaStatus:
+    def look_at(self, lease: Lease, asked_at: float, now: Instant, ledger: UsageLedger) -> QuotaStatus:
         """How the partner stands by a lease of nothing, which has left what is held as it was."""
         held = self.left + self.unused
         is_present = self.taken.hour_starts_at == lease.hour_starts_at
         if not held or (is_present and lease.tier == self.tier):
-            return self.adopt(lease, ledger)
+            return self.adopt(lease, asked_at, now, ledger)
         # What is held is of another tier, or others are in later windows already: it is known by its own tier and windows
         # until it has been given back.
         self.set_aside()
-        return _status_of(Taken(*lease[2:]), lease.tier, held if is_present else 0)
+        return _status_of(Taken.of(lease), lease.tier, held if is_present else 0, now)
 
     def fail(self, fault: type[Exception] | Exception) -> None:
         """Tell all who wait that it cannot be done."""
@@ -273,31 +326,37 @@ class Quotas:
         self._clock = clock
         self._monotonic = monotonic
         self._on_mistake = on_mistake
+        self._skew = 0
+        """What the store's clock was ahead of this process's at the last lease, or a little more."""
         self._books: dict[str, _Book] = {}
         self._ledger = UsageLedger(store)
         self._flushing = asyncio.Lock()
         self._flush_due = _NEVER
         self._closing = asyncio.Event()
 
-    def take(self, partner_id: str, now: Instant) -> list[Header] | None:
-        """Let one request of a partner in at once; the rate headers. If nothing is held, ``count`` is to be asked."""
+    def take(self, partner_id: str, clock_at: Instant) -> list[Header] | None:
+        """Let one request of a partner in at once; the rate headers. If nothing is held, ``count`` is to be asked.
+
+        ``clock_at`` is the time of the request by the clock of this process.
+        """
         book = self._books.get(partner_id)
-        # The windows are judged by every request's own time: a process that was frozen wakes up with an old lease.
-        if book is None or not book.left or now >= book.hour_ends_at:
+        now = clock_at + self._skew
+        # As `book.is_over`, for every request: a process that was frozen wakes up with an old lease.
+        if book is None or not book.left or now >= book.ends_at or self._monotonic() > book.usable_until:
             return None
         book.let_in()
         # As `book.status` reckons, without what that makes: while something is left, nothing is unused.
         hour, day = book.room
         return book.form.headers((hour + book.left, day + book.left), now)
 
-    async def count(self, partner_id: str, now: Instant) -> QuotaStatus:
+    async def count(self, partner_id: str, clock_at: Instant) -> QuotaStatus:
         """Let one request of a partner in. Raises ``QuotaExceeded``, or ``Unavailable`` when the store cannot be asked."""
-        book = self._books.get(partner_id)
-        if book is not None and now < book.hour_ends_at:
+        book, now, at = self._books.get(partner_id), clock_at + self._skew, self._monotonic()
+        if book is not None and not book.is_over(now, at):
             if book.left:
                 book.let_in()
-                return book.status()
-            if self._monotonic() < book.exhausted_until:
+                return book.status(now)
+            if at < book.exhausted_until:
                 raise book.refuse(now)
         book = book or self._open(partner_id)
         future: asyncio.Future[QuotaStatus] = asyncio.get_running_loop().create_future()
@@ -357,13 +416,13 @@ class Quotas:
 
     async def go_round(self) -> None:
         """Give back what is idle or of an ended window; about once a second, tell what was counted. Raises ``Unavailable``."""
-        now, at = self._clock(), self._monotonic()
+        now, at = self._now(), self._monotonic()
         for book in tuple(self._books.values()):
             counted = book.served + book.refused
             if counted != book.seen:
                 book.seen, book.idle_since = counted, at
             is_idle = at - book.idle_since >= IDLE
-            if book.left and (is_idle or now >= book.hour_ends_at):
+            if book.left and (is_idle or book.is_over(now, at)):
                 book.set_aside()
                 self._wake(book)
             elif is_idle and book.asking is None and not book.left:
@@ -415,8 +474,15 @@ class Quotas:
         finally:
             book.asking = None
 
+    def _now(self) -> Instant:
+        """The time by the store's clock, as far as this process knows it."""
+        return self._clock() + self._skew
+
     async def _ask(self, book: _Book) -> None:
-        epoch, ask = book.epoch, book.next_ask(self._clock(), self._monotonic())
+        # First the monotonic clock: whatever happens between these lines and the store's decision, the lease ends no later.
+        at = self._monotonic()
+        clock_at = self._clock()
+        epoch, ask = book.epoch, book.next_ask(clock_at, clock_at + self._skew, at)
         looks, book.looks = book.looks, []
         try:
             lease = await self._store.lease_quota(ask)
@@ -430,18 +496,21 @@ class Quotas:
             book.looks += looks
             book.fail(InvalidCredential)
             return
-        status = book.adopt(lease, self._ledger) if ask.want or ask.unused else book.look_at(lease, self._ledger)
+        self._skew = lease.now - clock_at
+        is_look = not ask.want and not ask.unused
+        status = (book.look_at if is_look else book.adopt)(lease, at, self._now(), self._ledger)
         if ask.want:
             self._hand_out(book, lease.granted, is_late=book.epoch != epoch)
-            status = book.status()
+            status = book.status(self._now())
         for future in looks:
             if not future.done():
                 future.set_result(status)
 
     def _hand_out(self, book: _Book, granted: int, *, is_late: bool) -> None:
-        at, now = self._monotonic(), self._clock()
-        if is_late or now >= book.hour_ends_at:
-            # The tier may have changed, or the process was frozen meanwhile: all of it goes back, and the rest is asked anew.
+        at, now = self._monotonic(), self._now()
+        if is_late or book.is_over(now, at):
+            # The tier may have changed. Or the windows have ended, and some of those who wait came after that. What was granted
+            # goes back, and the store is asked anew for all who wait.
             book.unused = granted
             return
         if granted:
@@ -454,6 +523,6 @@ class Quotas:
                 continue
             if granted:
                 book.let_in()
-                future.set_result(book.status())
+                future.set_result(book.status(now))
             else:
                 future.set_exception(book.refuse(now))

@@ -37,7 +37,7 @@ class Turnstile:
 
     async def _wait(self, partner: str, now: Instant) -> Rates:
         status = await self._quotas.count(partner, now)
-        return rate_headers(status.windows(), now)
+        return rate_headers(status.windows(), status.now)
 
     def _note(self, caller: Caller, scope: Scope, visitor: tuple[str, str], now: Instant) -> None:
         second, before = now // SECOND, self._noted.get(visitor, 0)

@@ -1,4 +1,8 @@
-"""Quotas and usage. ``lease_quotas`` takes many asks and gives each its own lease, in order; ``batch.py`` collects them."""
+"""Quotas and usage. ``lease_quotas`` takes many asks and gives each its own lease, in order; ``batch.py`` collects them.
+
+Many rows are locked at once here, by many nodes. Whoever locks several locks them in one order, by their keys, so that nodes
+never wait for each other in a circle.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -7,7 +11,8 @@ from sqlalchemy import Connection, Table, and_, bindparam, delete, or_, select, 
 
 from gatelodge_server.core.model import Instant, Tier
 from gatelodge_server.core.ports import LastUse, Lease, QuotaAsk, UsageMark
-from gatelodge_server.core.quotas import Taken, judge_ask
+from gatelodge_server.core.quotas import UNOPENED, Window, Windows, judge_ask
+from gatelodge_server.store.clock import StoreClock
 from gatelodge_server.store.keys import forget_answers, note_first_use
 from gatelodge_server.store.races import insert_unless_there
 from gatelodge_server.store.tables import access_token, credential, partner, quota, tier, usage
@@ -18,24 +23,20 @@ _ALLOWED = (
     .where(partner.c.id.in_(bindparam("ids", expanding=True)))
     .order_by(partner.c.id)
 )
-# Rows are made and locked in one order everywhere, so that nodes never wait for each other in a circle.
+_WINDOWS: Final = (
+    *("hour_starts_at", "hour_taken", "hour_left_at", "hour_left_taken"),
+    *("day_starts_at", "day_taken", "day_left_at", "day_left_taken"),
+)
+"""The columns of ``Windows``, in their order."""
 _LOCK = (
-    select(quota.c.partner_id, quota.c.hour_starts_at, quota.c.hour_taken, quota.c.day_starts_at, quota.c.day_taken)
+    select(quota.c.partner_id, *(quota.c[name] for name in _WINDOWS))
     .where(quota.c.partner_id.in_(bindparam("ids", expanding=True)))
     .order_by(quota.c.partner_id)
     .with_for_update()
 )
 _WRITE = (
-    update(quota)
-    .where(quota.c.partner_id == bindparam("id"))
-    .values(
-        hour_starts_at=bindparam("new_hour_starts_at"),
-        hour_taken=bindparam("new_hour_taken"),
-        day_starts_at=bindparam("new_day_starts_at"),
-        day_taken=bindparam("new_day_taken"),
-    )
+    update(quota).where(quota.c.partner_id == bindparam("id")).values({name: bindparam(f"new_{name}") for name in _WINDOWS})
 )
-_NOTHING: Final = Taken(0, 0, 0, 0)
 _LONGEST_ADDRESS: Final = 45
 
 _ADD = (
@@ -64,42 +65,38 @@ def _move_last_use(table: Table) -> Any:  # noqa: ANN401 - SQLAlchemy's own name
 _MOVE: Final = {"key": _move_last_use(credential), "token": _move_last_use(access_token)}
 
 
-def lease_quotas(connection: Connection, asks: Sequence[QuotaAsk]) -> list[Lease | None]:
-    """Lock the rows, judge the asks one after the other, write what has changed.
+def lease_quotas(connection: Connection, asks: Sequence[QuotaAsk], store_now: StoreClock) -> list[Lease | None]:
+    """Lock the rows, see what time it is, judge the asks one after the other, write what has changed.
 
     Two asks of one partner in one batch are judged in order, the second against what the first has made of the row.
     """
-    ids = list({ask.partner_id for ask in asks})
+    ids = sorted({ask.partner_id for ask in asks})
     tiers: dict[str, Tier] = {}
     for partner_id, name, per_hour, per_day, has_row in connection.execute(_ALLOWED, {"ids": ids}).all():
         tiers[partner_id] = Tier(name, per_hour, per_day)
         if has_row is None:
-            insert_unless_there(connection, quota, {"partner_id": partner_id, **_NOTHING._asdict()})
-    found = {row[0]: Taken(*row[1:]) for row in connection.execute(_LOCK, {"ids": ids})}
+            insert_unless_there(connection, quota, {"partner_id": partner_id, **_row_of(UNOPENED)})
+    found = {row[0]: Windows(Window(*row[1:5]), Window(*row[5:])) for row in connection.execute(_LOCK, {"ids": ids})}
+    now = store_now(connection)
     leases: list[Lease | None] = []
-    changed: dict[str, Taken] = {}
+    changed: dict[str, Windows] = {}
     for ask in asks:
         before = found.get(ask.partner_id)
         if before is None:
             leases.append(None)
             continue
-        after, lease = judge_ask(before, ask, tiers[ask.partner_id])
+        after, lease = judge_ask(before, ask, tiers[ask.partner_id], ask.now if now is None else now)
         if after != before:
             changed[ask.partner_id] = found[ask.partner_id] = after
         leases.append(lease)
     if changed:
-        connection.execute(_WRITE, [_row_of(partner_id, taken) for partner_id, taken in changed.items()])
+        rows = [{"id": partner_id, **_row_of(windows, "new_")} for partner_id, windows in sorted(changed.items())]
+        connection.execute(_WRITE, rows)
     return leases
 
 
-def _row_of(partner_id: str, taken: Taken) -> dict[str, object]:
-    return {
-        "id": partner_id,
-        "new_hour_starts_at": taken.hour_starts_at,
-        "new_hour_taken": taken.hour_taken,
-        "new_day_starts_at": taken.day_starts_at,
-        "new_day_taken": taken.day_taken,
-    }
+def _row_of(windows: Windows, prefix: str = "") -> dict[str, object]:
+    return {prefix + name: value for name, value in zip(_WINDOWS, (*windows.hour, *windows.day), strict=True)}
 
 
 def note_usage(connection: Connection, marks: Sequence[UsageMark], last_uses: Sequence[LastUse]) -> None:

@@ -253,12 +253,17 @@ Index("ix_outbox_created_at", outbox.c.created_at)
 quota = Table(
     "quota",
     metadata,
-    # One row a partner: the present windows, and how much of each has been leased. An older window is not needed.
+    # One row a partner: the present windows, how much of each has been leased, and the windows that they took the place of.
+    # An older one is not needed, unless a clock was wrong.
     Column("partner_id", ForeignKey("partner.id"), primary_key=True),
     Column("hour_starts_at", BigInteger, nullable=False),
     Column("hour_taken", Integer, nullable=False),
     Column("day_starts_at", BigInteger, nullable=False),
     Column("day_taken", Integer, nullable=False),
+    Column("hour_left_at", BigInteger, nullable=False, server_default=text("0")),
+    Column("hour_left_taken", Integer, nullable=False, server_default=text("0")),
+    Column("day_left_at", BigInteger, nullable=False, server_default=text("0")),
+    Column("day_left_taken", Integer, nullable=False, server_default=text("0")),
 )
 
 usage = Table(

@@ -12,6 +12,7 @@ class QuotaAsk(NamedTuple):
     partner_id: str
     want: int
     now: Instant
+    """By the node's own clock. A store that has a clock of its own goes by that."""
     unused: int = 0
     unused_hour_at: Instant = 0
     """In which hour and day the unused ones were leased."""
@@ -28,6 +29,8 @@ class Lease(NamedTuple):
     """Of all nodes, this lease included."""
     day_starts_at: Instant
     day_taken: int
+    now: Instant
+    """When this was decided, by the store's clock: after the ask was sent, and before its answer came."""
 
 
 class UsageMark(NamedTuple):
@@ -54,9 +57,10 @@ class QuotaStore(Protocol):
     async def lease_quota(self, ask: QuotaAsk) -> Lease | None:
         """Take up to ``want`` requests out of the partner's present hour and day (by UTC); ``None`` if there is no partner.
 
-        Over all nodes, no more is granted in a window than the tier allows, as long as no clock is wrong by more than a
-        window: an ask from one that is behind is counted in the window that the store is in. A window further ahead than the
-        next is not heeded (``quotas.judge_ask``). Micro-batched.
+        Which window is the present one says the store's clock, read when the partner's row is locked; a database without a
+        clock of its own goes by ``ask.now``. Over all nodes, no more is granted in a window than the tier allows. A clock that
+        steps back is counted in the window that the store is in already, if that is the next one at most
+        (``quotas.judge_ask``). Micro-batched.
         """
         ...
 
