@@ -92,12 +92,13 @@ def signal_all(processes: list[psutil.Process], sign: signal.Signals) -> None:
 def wait_all(processes: list[psutil.Process], timeout: float) -> list[psutil.Process]:
     """Wait until they have ended; those that have not. A zombie has: whoever is above it may take a second to notice."""
     deadline = time.monotonic() + timeout
-    while (left := [process for process in processes if _alive(process)]) and time.monotonic() < deadline:
+    while (left := [process for process in processes if alive(process)]) and time.monotonic() < deadline:
         time.sleep(_PACE)  # a pace: their end is what is waited for
     return left
 
 
-def _alive(process: psutil.Process) -> bool:
+def alive(process: psutil.Process) -> bool:
+    """Whether a process runs; a zombie does not."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
@@ -131,6 +132,11 @@ def end_at_end(process: subprocess.Popen[Any], sign: signal.Signals = signal.SIG
         _tell("end", process.pid, psutil.Process(process.pid).create_time(), int(sign))
 
 
+def end_by_file_at_end(path: Path, sign: signal.Signals) -> None:
+    """The same for a process that somebody else starts, whose id will stand in the first line of a file."""
+    _tell("end-by-file", str(path), int(sign))
+
+
 def remove_at_end(path: Path) -> None:
     """Have a directory removed when this process is at its end."""
     _tell("remove", str(path))
@@ -161,6 +167,7 @@ def _dismiss(warden: subprocess.Popen[str]) -> None:
 def _keep_watch() -> None:
     orders = [json.loads(line) for line in sys.stdin]
     told = [(_same(pid, created), sign) for what, *rest in orders if what == "end" for pid, created, sign in [rest]]
+    told += [(_named(Path(path)), sign) for what, *rest in orders if what == "end-by-file" for path, sign in [rest]]
     ending = [(process, sign) for process, sign in told if process is not None]
     everyone = [member for process, _ in ending for member in family(process.pid)]
     signal_all(everyone, signal.SIGCONT)
@@ -179,6 +186,14 @@ def _same(pid: int, created: float) -> psutil.Process | None:
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         return process if process.create_time() == created else None
+    return None
+
+
+def _named(path: Path) -> psutil.Process | None:
+    """The process whose id stands in a file, unless the file is older than the process."""
+    with contextlib.suppress(OSError, ValueError, IndexError, psutil.NoSuchProcess):
+        process = psutil.Process(int(path.read_text().splitlines()[0]))
+        return process if process.create_time() <= path.stat().st_mtime + 1 else None
     return None
 
 

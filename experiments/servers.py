@@ -1,0 +1,182 @@
+"""Real servers for experiments, each a context manager: nodes of the product, and what they stand on and behind.
+
+===================  ==========================================================================
+`postgres_server`    PostgreSQL, durable, 18 from the wheel or 15 from Debian (`tests.postgres`)
+`Nodes`, `Node`      processes of `gatelodge serve` that share a database and a master key
+`PatroniCluster`     PostgreSQL that fails over (`experiments.patroni`)
+`HaProxy`            a load balancer (`experiments.haproxy`)
+`Cut`                a wire between two of them (`experiments.cut`)
+`FakeClock`          another time of day for any of them
+===================  ==========================================================================
+
+``python -m experiments.servers`` starts those that need Debian's packages and prints what came up.
+"""
+
+import base64
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Self
+
+from tests import processes
+from tests.harness import PROGRAM, Server, run_command
+from tests.postgres import DURABLE, PostgresServer
+
+from experiments.cut import Cut
+from experiments.daemon import wait_for
+from experiments.haproxy import Backend, HaProxy
+from experiments.patroni import DEBIAN_PROGRAMS, PatroniCluster
+
+__all__ = [
+    "DEBIAN_PROGRAMS",
+    "Backend",
+    "Cut",
+    "FakeClock",
+    "HaProxy",
+    "Node",
+    "Nodes",
+    "PatroniCluster",
+    "PostgresServer",
+    "postgres_server",
+    "wait_for",
+]
+
+_HOUR: Final = 3600.0
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+class FakeClock:
+    """A time of day that is off by so many seconds, for programs that are started with ``environ`` (libfaketime).
+
+    The offset stands in a file that is read at every look, so ``set`` moves the clock of what runs. The monotonic clock, on
+    which timers run, is left as it is.
+    """
+
+    def __init__(self, offset: float = 0.0) -> None:
+        self._path = processes.working_directory("clock") / "offset"
+        self._path.parent.chmod(0o755)  # whoever a program runs as
+        self.set(offset)
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What makes a program look at this clock."""
+        found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+        assert found, "libfaketime is not installed"
+        return {
+            "LD_PRELOAD": str(found[0]),
+            "FAKETIME_TIMESTAMP_FILE": str(self._path),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_DONT_RESET": "1",
+        }
+
+    def set(self, offset: float) -> None:
+        """Move it, at once and for everybody who looks at it."""
+        draft = self._path.with_suffix(".draft")
+        draft.write_text(f"{offset:+.3f}\n")
+        draft.chmod(0o644)
+        draft.replace(self._path)
+
+    def set_before_hour(self, seconds: float) -> None:
+        """Move it ahead, so that a full hour (UTC) begins in so many seconds."""
+        self.set(before_hour(seconds))
+
+
+def before_hour(seconds: float) -> float:
+    """By how much a clock has to be ahead now so that a full hour begins in so many seconds."""
+    return (_HOUR - time.time() % _HOUR - seconds) % _HOUR
+
+
+def postgres_server(
+    *, programs: Path | None = None, clock: FakeClock | None = None, settings: Mapping[str, str] = _NONE
+) -> PostgresServer:
+    """A durable PostgreSQL: the wheel's, or the one of ``programs``. ``settings`` are added, to break it for a control."""
+    environ = clock.environ if clock is not None else None
+    return PostgresServer(settings={**DURABLE, **settings}, programs=programs, environ=environ)
+
+
+class Node(Server):
+    """One process of `gatelodge serve`, with its workers. Its data directory is its own; the rest it shares with the others."""
+
+    def start(self, *args: str) -> None:
+        """Start, and return when it listens."""
+        super().start(*args)
+        assert self.process is not None
+        processes.end_at_end(self.process)
+
+    @property
+    def pid(self) -> int:
+        """The process id of the process, or of the parent of its workers."""
+        assert self.process is not None
+        return self.process.pid
+
+    def freeze(self) -> None:
+        """SIGSTOP for it and its workers."""
+        processes.freeze(self.pid)
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        processes.thaw(self.pid)
+
+    @property
+    def backend(self) -> Backend:
+        """What a proxy has to know of it."""
+        return Backend(self.port, self.authority if self.authority.exists() else None)
+
+
+class Nodes:
+    """The nodes of one deployment: one database, one master key, one public URL. They are ended together.
+
+    Each may be given a ``database`` of its own, which is the same one by another way (through a `Cut`).
+    """
+
+    def __init__(
+        self, root: Path, database: str, *, program: Sequence[str] = PROGRAM, environ: Mapping[str, str] = _NONE
+    ) -> None:
+        self.root = root
+        self.database = database
+        self.all: list[Node] = []
+        self._program = program
+        key = base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=")
+        self._environ = {"GATELODGE_MASTER_KEY": key, **environ}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in self.all:
+            if node.process is not None and node.process.poll() is None:
+                node.kill()
+
+    def add(
+        self,
+        *args: str,
+        database: str | None = None,
+        clock: FakeClock | None = None,
+        environ: Mapping[str, str] = _NONE,
+        program: Sequence[str] | None = None,
+    ) -> Node:
+        """Another node, not yet started. ``args`` are flags of `gatelodge serve`."""
+        own = {**self._environ, "GATELODGE_DATABASE": database or self.database, **environ}
+        if clock is not None:
+            own |= clock.environ
+        node = Node(self.root / f"node-{len(self.all)}", *args, environ=own, program=program or self._program)
+        self.all.append(node)
+        return node
+
+    def start(self, count: int, *args: str) -> Sequence[Node]:
+        """Add nodes and start them, one after the other."""
+        added = [self.add(*args) for _ in range(count)]
+        for node in added:
+            node.start()
+        return added
+
+    def run(self, *args: str) -> Any:
+        """Run a command of `gatelodge` on their database; what it answers in JSON. It must succeed."""
+        environ = {**self._environ, "GATELODGE_DATABASE": self.database}
+        done = run_command(*args, "--json", data=self.root / "commands", environ=environ)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
