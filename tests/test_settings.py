@@ -52,6 +52,7 @@ def test_with_nothing_configured_it_is_this(monkeypatch, tmp_path):
         tls_cert=None,
         tls_key=None,
         behind_proxy=(),
+        drain=0,
         lifetimes=SessionLifetimes(24 * HOUR, 30 * DAY, 90 * DAY),
         login_failure_limit="20/minute",
         registration="on",
@@ -106,6 +107,7 @@ def test_a_flag_goes_before_a_variable_before_the_file_before_the_default(load):
             "10.0.0.0/8 ::1",
             lambda settings: settings.behind_proxy == (ip_network("10.0.0.0/8"), ip_network("::1")),
         ),
+        ("drain", "30s", lambda settings: settings.drain == 30 * SECOND),
         ("jwt_ttl", "15m", lambda settings: settings.lifetimes.jwt_ttl == 15 * MINUTE),
         ("refresh_ttl", "7d", lambda settings: settings.lifetimes.refresh_ttl == 7 * DAY),
         ("session_ttl", "60d", lambda settings: settings.lifetimes.session_ttl == 60 * DAY),
@@ -177,6 +179,7 @@ def test_what_is_not_said_follows_from_what_is(load):
         "port": ["", "-1", "65536", "80.0", "0x50", "８０", " 80", "1_000", "9999999"],  # noqa: RUF001
         "workers": ["", "0", "65", "-1", "many"],
         "behind_proxy": ["10.0.0.0/33", "10.0.0.1/8", "proxy.example", "10.0.0.0/8;::1"],
+        "drain": ["5", "-1s", "soon"],
         "jwt_ttl": ["", "0s", "24", "-1h", "1.5h", "1h30m", "1w", "٣h", "1234567890s", "31d"],
         "refresh_ttl": ["", "0ms", "30"],
         "session_ttl": ["", "0d", "1h"],

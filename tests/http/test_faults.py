@@ -8,6 +8,7 @@ import pytest
 from outside import add_partner, company, log_in, outcome, problem, r_auth, refresh
 from starlette.routing import Route, Router
 
+from gatelodge_server.http.draining import Draining
 from gatelodge_server.http.edge import Edge, TrustedProxies
 
 
@@ -20,7 +21,7 @@ def edge_over(endpoint):
             await asgi(scope, receive, send)
 
     routes = [Route("/mistaken", Endpoint(), methods=["GET"])]
-    return Edge(operations=[], router=Router(routes), proxies=TrustedProxies([]), boot_id="boot")
+    return Edge(operations=[], router=Router(routes), proxies=TrustedProxies([]), draining=Draining(), boot_id="boot")
 
 
 async def ask_edge(edge, path="/mistaken"):

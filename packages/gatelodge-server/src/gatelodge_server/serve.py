@@ -10,13 +10,17 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from multiprocessing.connection import wait
+from types import FrameType
 from typing import Final
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from gatelodge_server.app import Lodge, assemble
+from gatelodge_server.core.model import SECOND
 from gatelodge_server.deployment import StartFault, check_registration_tier, load_master_keys, prepare, smtp_password
+from gatelodge_server.http.draining import Draining
 from gatelodge_server.http.edge import Edge
 from gatelodge_server.listener import BoundedProtocol, GateLoop
 from gatelodge_server.log import configure_log, log
@@ -27,8 +31,12 @@ from gatelodge_server.web import web_app
 
 _KEEP_ALIVE: Final = 75
 """Seconds for which an idle connection is kept: longer than the proxies in front do, so that it is not we who hang up."""
-_DRAIN: Final = 20
-"""Seconds that requests under way are given when the server is told to stop."""
+_GRACE: Final = 20
+"""Seconds that requests under way are given once nobody is accepted any more."""
+_HURRY: Final = signal.SIGUSR1
+"""Tells a worker to drain no longer. Nobody but its parent sends it."""
+_GLANCE: Final = 0.2
+"""Seconds after which the parent of workers looks whether it was told something while it waits for them."""
 _START_TIMEOUT: Final = 30.0
 
 
@@ -52,11 +60,62 @@ class WebApp:
         configure_log()
         _hear_libraries()
         _end_with_parent()
-        return web_app(self.assemble(Vault(load_master_keys(self.settings, os.environ), system_entropy)))
+        lodge = self.assemble(Vault(load_master_keys(self.settings, os.environ), system_entropy))
+        _Stopping(lodge.draining, self.settings.drain / SECOND).listen()
+        return web_app(lodge)
 
     def assemble(self, vault: Vault) -> Lodge:
         """The parts that serve."""
         return assemble(self.settings, vault, smtp_password=smtp_password(os.environ), show_mail=self.show_mail)
+
+
+class _Stopping:
+    """What signals do to a process that serves.
+
+    SIGTERM begins to drain: readiness says 503, each answer is the last on its connection, whoever waits long is answered;
+    everything is served as before, until ``seconds`` are over. Then uvicorn does the rest: it closes the socket, waits for the
+    requests under way, and ends. SIGINT, or a second SIGTERM, goes there at once.
+
+    A worker takes a second SIGTERM for the first one: somebody may have signalled the whole group, and then its parent tells
+    it again. The parent hurries it with a signal of their own.
+    """
+
+    def __init__(self, draining: Draining, seconds: float) -> None:
+        self._draining = draining
+        self._seconds = seconds
+        self._is_worker = multiprocessing.parent_process() is not None
+        self._loop = asyncio.get_running_loop()
+        self._end_of_drain: asyncio.TimerHandle | None = None
+
+    def listen(self) -> None:
+        """Take the signals over from uvicorn, which took them before it asked for the application."""
+        self._uvicorns = signal.getsignal(signal.SIGTERM)
+        for sign in (signal.SIGTERM, signal.SIGINT, *([_HURRY] if self._is_worker else [])):
+            signal.signal(sign, self._hear)
+
+    def _hear(self, sign: int, _: FrameType | None) -> None:
+        # Between any two instructions of whatever the process is doing; what follows belongs into the loop.
+        self._loop.call_soon_threadsafe(self._act, sign)
+
+    def _act(self, sign: int) -> None:
+        repeated = self._draining.has_begun
+        self._draining.begin()
+        if sign == signal.SIGTERM and not repeated and self._seconds:
+            then = "drain"
+            self._end_of_drain = self._loop.call_later(self._seconds, self._end, sign)
+        elif sign == signal.SIGTERM and repeated and self._is_worker:
+            then = "go_on"
+        else:
+            then = "stop"
+            self._end(sign)
+        log.info("told_to_stop", signal=signal.Signals(sign).name, then=then)
+
+    def _end(self, sign: int) -> None:
+        if self._end_of_drain is not None:
+            self._end_of_drain.cancel()
+        if callable(self._uvicorns):
+            # It raises what it was told once more when it is done, and knows nothing of a signal of ours.
+            self._uvicorns(signal.SIGTERM if sign == _HURRY else sign, None)
 
 
 class _Announcing(uvicorn.Server):
@@ -78,11 +137,45 @@ class _AnnouncingWorkers(Multiprocess):
     def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], announce: Callable[[], None]) -> None:
         super().__init__(config, sockets)
         self._announce = announce
+        self._is_hurried = False
 
     def init_processes(self) -> None:
         super().init_processes()
         if all(process.wait_until_ready(_START_TIMEOUT) for process in self.processes):
             self._announce()
+
+    def handle_int(self) -> None:
+        """Stop without draining."""
+        self._is_hurried = True
+        super().handle_int()
+
+    def handle_term(self) -> None:
+        """Drain and stop; told twice, stop."""
+        self._is_hurried = self._is_hurried or self.should_exit.is_set()
+        super().handle_term()
+
+    def terminate_all(self) -> None:
+        """Tell the workers to drain and stop."""
+        # They have the socket too. It is closed when the last of them closes it, if it is not open here.
+        for sock in self.sockets:
+            sock.close()
+        super().terminate_all()
+        self._hurry()
+
+    def join_all(self) -> None:
+        """Wait for the workers, and pass on to them what is heard meanwhile."""
+        while running := [process.process for process in self.processes if process.process.is_alive()]:
+            wait([process.sentinel for process in running], _GLANCE)
+            told = bool(self.signal_queue)
+            self.handle_signals()
+            if told:
+                self._hurry()
+        super().join_all()
+
+    def _hurry(self) -> None:
+        for process in self.processes:
+            if self._is_hurried and process.process.is_alive():
+                os.kill(process.process.pid or 0, _HURRY)
 
 
 def serve(
@@ -132,7 +225,7 @@ def _config(app: WebApp, certificate: Certificate | None) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,  # the edge reads them, by stricter rules
         timeout_keep_alive=_KEEP_ALIVE,
-        timeout_graceful_shutdown=_DRAIN,
+        timeout_graceful_shutdown=_GRACE,
         ssl_certfile=certificate.chain if certificate is not None else None,
         ssl_keyfile=certificate.key if certificate is not None else None,
     )
@@ -154,8 +247,15 @@ def _bind(settings: Settings) -> socket.socket:
 def _end_with_parent() -> None:
     """Let a worker stop when the process that started it is gone, however it went: nobody would restart or stop it."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        asyncio.get_running_loop().add_reader(parent.sentinel, os.kill, os.getpid(), signal.SIGTERM)
+    if parent is None:
+        return
+    loop, sentinel = asyncio.get_running_loop(), parent.sentinel
+
+    def end() -> None:
+        loop.remove_reader(sentinel)  # it stays readable
+        os.kill(os.getpid(), _HURRY)  # whoever starts another one needs the port
+
+    loop.add_reader(sentinel, end)
 
 
 class _ToLog(logging.Handler):

@@ -20,6 +20,7 @@ from gatelodge_server.http.metadata import MetadataRoutes
 from gatelodge_server.http.openapi import pages
 from gatelodge_server.http.operation import Operation
 from gatelodge_server.http.registration import RegistrationRoutes
+from gatelodge_server.http.revocations import RevocationRoutes
 from gatelodge_server.http.sessions import SessionRoutes
 from gatelodge_server.http.turnstile import log_refusal
 
@@ -43,7 +44,14 @@ def operations_of(lodge: Lodge) -> Sequence[Operation]:
         *registration.operations(registration=settings.registration == "on"),
         *SessionRoutes(sessions=lodge.sessions, guard=guard, attempts=attempts).operations(),
         *CompanyRoutes(companies=lodge.companies, guard=guard).operations(),
-        *MetadataRoutes(store=lodge.store, signing_keys=lodge.signing_keys, access_keys=lodge.access_keys).operations(),
+        *RevocationRoutes(revocations=lodge.revocations, draining=lodge.draining).operations(),
+        *MetadataRoutes(
+            store=lodge.store,
+            signing_keys=lodge.signing_keys,
+            access_keys=lodge.access_keys,
+            follower=lodge.follower,
+            draining=lodge.draining,
+        ).operations(),
     ]
 
 
@@ -68,6 +76,7 @@ def web_app(lodge: Lodge) -> Edge:
         operations=operations,
         router=Router(routes, redirect_slashes=False, lifespan=lambda _: at_work(lodge)),
         proxies=TrustedProxies(lodge.settings.behind_proxy),
+        draining=lodge.draining,
         gated=(_API_PREFIX, gate_before(_sample_api(), lodge)) if lodge.settings.sample_api == "on" else None,
         boot_id=os.urandom(6).hex(),
     )

@@ -65,7 +65,11 @@ class ChangeFollower:
 
     def is_current(self) -> bool:
         """Whether nothing has changed that was not told, as far as can be known."""
-        return self._store.bell() == self._heard and self._monotonic() < self._read_at + self._max_staleness
+        return self._store.bell() == self._heard and self.is_following()
+
+    def is_following(self) -> bool:
+        """Whether the sequence has been read within the maximum staleness, whatever may have changed since."""
+        return self._monotonic() < self._read_at + self._max_staleness
 
     async def catch_up(self) -> None:
         """Read what has changed and tell it. Raises ``Unavailable``; then nothing that is remembered may be believed.

@@ -17,6 +17,7 @@ from starlette.routing import Route, Router
 
 from gatelodge.errors import HttpsRequired
 from gatelodge.gate import App
+from gatelodge_server.http.draining import Draining
 from gatelodge_server.http.operation import Call, Message, Operation, Receive, Scope, Send, send_problem
 from gatelodge_server.http.problems import InternalError, MethodNotAllowed, NotFound
 from gatelodge_server.log import log
@@ -34,6 +35,7 @@ _ADDRESS_MAX: Final = 64
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _NO_SNIFFING: Final = (b"x-content-type-options", b"nosniff")
 _HTTPS_FROM_NOW_ON: Final = (b"strict-transport-security", b"max-age=31536000")
+_LAST_ANSWER: Final = (b"connection", b"close")
 _OURS: Final = frozenset({b"x-request-id", _NO_SNIFFING[0], _HTTPS_FROM_NOW_ON[0]})
 
 
@@ -138,6 +140,7 @@ class Edge:
         operations: Sequence[Operation],
         router: Router,
         proxies: TrustedProxies,
+        draining: Draining,
         boot_id: str,
         gated: tuple[str, App] | None = None,
     ) -> None:
@@ -149,6 +152,7 @@ class Edge:
         self._gated = gated
         self._router = router
         self._proxies = proxies
+        self._draining = draining
         self._next_id: Callable[[], int] = itertools.count(1).__next__
         self._boot_id = boot_id
 
@@ -168,9 +172,7 @@ class Edge:
             nonlocal answers_begun
             if message["type"] == "http.response.start":
                 answers_begun = True
-                # A new one, for an API may send its own again; and what we say is said once, by us.
-                theirs = [pair for pair in message.get("headers", ()) if pair[0].lower() not in _OURS]
-                message = {**message, "headers": theirs + marks}
+                message = self._marked(message, marks)
             await send(message)
 
         try:
@@ -194,6 +196,13 @@ class Edge:
             if answers_begun:
                 raise
             await send_problem(InternalError(), Call(scope), send_marked)
+
+    def _marked(self, message: Message, marks: list[tuple[bytes, bytes]]) -> Message:
+        # A new one, for an API may send its own again; and what we say is said once, by us.
+        theirs = [pair for pair in message.get("headers", ()) if pair[0].lower() not in _OURS]
+        # RFC 9112 9.6: the sender sends nothing more here, so it cannot send into a connection that we close.
+        last = [_LAST_ANSWER] if self._draining.has_begun else []
+        return {**message, "headers": theirs + marks + last}
 
     def _find(self, scope: Scope) -> App:
         path = scope["path"]

@@ -8,10 +8,13 @@ from typing import Final
 import msgspec
 
 from gatelodge.errors import Unavailable
+from gatelodge_server.core.following import ChangeFollower
 from gatelodge_server.core.model import SECOND
 from gatelodge_server.core.ports import TrailStore
 from gatelodge_server.core.signing import KEY_SET_MAX_AGE, SigningKeys
+from gatelodge_server.http.draining import Draining
 from gatelodge_server.http.operation import Answer, Call, Operation
+from gatelodge_server.http.problems import AboutToStop
 
 _FRESH: Final = (b"cache-control", b"no-cache")
 
@@ -31,8 +34,18 @@ class HealthAnswer(msgspec.Struct, frozen=True):
 class MetadataRoutes:
     """The handlers of what needs no credential."""
 
-    def __init__(self, *, store: TrailStore, signing_keys: SigningKeys, access_keys: SigningKeys) -> None:
+    def __init__(
+        self,
+        *,
+        store: TrailStore,
+        signing_keys: SigningKeys,
+        access_keys: SigningKeys,
+        follower: ChangeFollower,
+        draining: Draining,
+    ) -> None:
         self._store = store
+        self._follower = follower
+        self._draining = draining
         self._rings = (signing_keys, access_keys)
 
     async def key_set(self, call: Call, _: None) -> Answer:
@@ -50,8 +63,13 @@ class MetadataRoutes:
         return Answer(HTTPStatus.OK, HealthAnswer("alive"), (_FRESH,))
 
     async def readiness(self, _call: Call, _: None) -> Answer:
-        """The store answers and there are keys to sign with, so the process can take traffic."""
+        """The process can take traffic: it is not about to stop, the store answers, changes are heard, keys can sign."""
+        if self._draining.has_begun:
+            raise AboutToStop
         await self._store.ping()
+        if not self._follower.is_following():
+            # As every request does that cannot believe what is remembered: what refuses them refuses here.
+            await self._follower.catch_up()
         await self._published()
         return Answer(HTTPStatus.OK, HealthAnswer("ready"), (_FRESH,))
 
@@ -84,9 +102,10 @@ class MetadataRoutes:
                 path="/readyz",
                 tag="Service",
                 summary="Readiness",
+                description="For load balancers: 503 when the process is about to stop, or cannot serve.",
                 handler=self.readiness,
                 answers={200: HealthAnswer},
-                refusals=(Unavailable,),
+                refusals=(AboutToStop, Unavailable),
             ),
         ]
 

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from gatelodge import problems
-from gatelodge.errors import Fault
+from gatelodge.errors import Fault, Unavailable
 from gatelodge_server.core.refusals import Refusal
 
 STATUSES: Final[Mapping[str, int]] = {
@@ -34,6 +34,7 @@ STATUSES: Final[Mapping[str, int]] = {
     "too_many_requests": 429,
     "signing_key_not_found": 404,
     "signing_key_in_use": 409,
+    "step_not_found": 409,
     # of the request
     "invalid_idempotency_key": 400,
     "not_found": 404,
@@ -42,6 +43,8 @@ STATUSES: Final[Mapping[str, int]] = {
     "invalid_fields": 422,
     "too_many_failures": 429,
     "internal_error": 500,
+    # of the process
+    "about_to_stop": 503,
 }
 
 
@@ -107,6 +110,13 @@ class InternalError(Fault):
 
     code = "internal_error"
     detail = "Something went wrong on our side. The `requestId` helps us to find out what."
+
+
+class AboutToStop(Unavailable):
+    """The process goes on serving for a moment, and wants no more traffic."""
+
+    code = "about_to_stop"
+    detail = "This process is about to stop. Send no more requests here; another one takes them."
 
 
 class Problem(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
