@@ -73,6 +73,7 @@ async def test_r13_the_claims_of_a_partners_session_are_these_and_no_others(lodg
         "partner": "acme-motors",
         "tier": "starter",
         "scope": "api companies",
+        "epoch": 0,
     }
     assert read_unverified(tokens.jwt.reveal()).type == "at+jwt"
 

@@ -276,6 +276,7 @@ def test_a_genuine_token_says_what_rfc_9068_asks_for(client, partner, tokens):
         "partner",
         "tier",
         "scope",
+        "epoch",
     }
     assert claims["sub"] == claims["partner"] == partner.id
     assert (claims["client_id"], claims["env"], claims["kind"]) == (partner.key_id, "uat", "partner")

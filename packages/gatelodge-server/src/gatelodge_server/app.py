@@ -14,7 +14,7 @@ from gatelodge.verify import AccessRing, Verifier
 from gatelodge_server.core.access_tokens import AccessTokens
 from gatelodge_server.core.companies import Companies
 from gatelodge_server.core.credentials import Credentials
-from gatelodge_server.core.following import ChangeFollower
+from gatelodge_server.core.following import MAX_STALENESS, ChangeFollower
 from gatelodge_server.core.housekeeping import Housekeeping
 from gatelodge_server.core.model import SECOND, Clock, Entropy, KeyPurpose
 from gatelodge_server.core.partners import Partners
@@ -23,6 +23,7 @@ from gatelodge_server.core.quotas import Quotas
 from gatelodge_server.core.records import StoreRecords
 from gatelodge_server.core.refresh_tokens import RefreshTokens
 from gatelodge_server.core.registration import RegistrationRules, Registrations
+from gatelodge_server.core.revocations import Revocations
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.core.sessions import Sessions
 from gatelodge_server.core.signing import SigningKeys
@@ -70,6 +71,7 @@ class Lodge:
     access_keys: SigningKeys
     access_tokens: AccessTokens
     follower: ChangeFollower
+    revocations: Revocations
     verifier: Verifier
     turnstile: Turnstile
     draining: Draining
@@ -135,7 +137,15 @@ def assemble(
         remembered=_REMEMBERED,
         clock=lambda: clock() / SECOND,
     )
-    for hear in (signing_keys.hear, access_keys.hear, verifier.forget):
+    revocations = Revocations(
+        store=store,
+        follower=follower,
+        clock=clock,
+        monotonic=time.monotonic,
+        jwt_ttl=settings.lifetimes.jwt_ttl,
+        max_staleness=MAX_STALENESS,
+    )
+    for hear in (signing_keys.hear, access_keys.hear, verifier.forget, revocations.hear):
         follower.tell(hear)
     quotas = Quotas(store=store, clock=clock, monotonic=time.monotonic, on_mistake=_log_miscount)
     follower.tell(quotas.hear)
@@ -174,6 +184,7 @@ def assemble(
             environment=settings.environment,
         ),
         follower=follower,
+        revocations=revocations,
         verifier=verifier,
         turnstile=Turnstile(quotas=quotas, clock=clock),
         draining=Draining(),
@@ -257,7 +268,8 @@ async def at_work(lodge: Lodge) -> AsyncIterator[None]:
         on_mistake=_log_mistake,
         delete_letters=lambda before: delete_letters(outbox, before=before),
     )
-    tasks = [asyncio.create_task(work()) for work in (lodge.store.listen, lodge.follower.run, housekeeping.run)]
+    works = (lodge.store.listen, lodge.follower.run, lodge.revocations.run, housekeeping.run)
+    tasks = [asyncio.create_task(work()) for work in works]
     mailing = asyncio.create_task(lodge.mailer.run())
     counting = asyncio.create_task(lodge.quotas.run())
     try:

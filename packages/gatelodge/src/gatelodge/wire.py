@@ -60,6 +60,8 @@ class Claim:
     COMPANY: Final = "company"
     TIER: Final = "tier"
     SCOPE: Final = "scope"
+    EPOCH: Final = "epoch"
+    """How often all sessions of the partner had been ended at once before this one began."""
 
 
 @dataclass(frozen=True, slots=True)

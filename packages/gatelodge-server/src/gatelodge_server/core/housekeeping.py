@@ -10,7 +10,15 @@ from typing import Final, Protocol
 
 from gatelodge.errors import Unavailable
 from gatelodge_server.core.model import DAY, HOUR, Clock, Duration, Instant
-from gatelodge_server.core.ports import QuotaStore, RegistrationStore, SessionStore, SigningKeyStore, TrailStore
+from gatelodge_server.core.ports import (
+    QuotaStore,
+    RegistrationStore,
+    RevocationStore,
+    SessionStore,
+    SigningKeyStore,
+    TrailStore,
+)
+from gatelodge_server.core.revocations import AWAY_FOR
 
 ENDED_SESSIONS_KEPT: Final[Duration] = DAY
 USAGE_KEPT: Final[Duration] = 400 * DAY
@@ -23,7 +31,7 @@ _REST: Final = 60.0
 """Seconds between two rounds."""
 
 
-class HousekeptStore(SessionStore, SigningKeyStore, QuotaStore, RegistrationStore, TrailStore, Protocol):
+class HousekeptStore(SessionStore, SigningKeyStore, QuotaStore, RegistrationStore, RevocationStore, TrailStore, Protocol):
     """What housekeeping needs of a store."""
 
 
@@ -65,6 +73,7 @@ class Housekeeping:
         now = self._clock()
         await self._store.forget_replays(now=now)
         await self._store.retire_unneeded_keys(now=now)
+        await self._store.forget_verifiers(away_for=AWAY_FOR, now=now)
         if now - self._usage_forgotten_at >= HOUR:  # it is kept by the hour, so no other rows are too old before the next
             await self._store.forget_usage(before=now - USAGE_KEPT)
             await self._store.purge_mails(ended_before=now - ENDED_MAILS_KEPT, now=now)

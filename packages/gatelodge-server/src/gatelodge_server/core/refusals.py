@@ -20,7 +20,8 @@
     ├── InvalidVerificationCode    invalid_verification_code
     ├── TooManyRequests            too_many_requests
     ├── SigningKeyNotFound         signing_key_not_found
-    └── SigningKeyInUse            signing_key_in_use
+    ├── SigningKeyInUse            signing_key_in_use
+    └── StepNotFound               step_not_found
 
 What status an answer has is not known here: ``http/problems.py`` holds that table.
 """
@@ -172,3 +173,10 @@ class SigningKeyInUse(Refusal):
 
     code = "signing_key_in_use"
     detail = "The key signs, signs next, or live access tokens need it. Rotate first: the key, or the tokens that it signed."
+
+
+class StepNotFound(Refusal):
+    """The change sequence has no such step: it may have gone back, with a backup that was restored."""
+
+    code = "step_not_found"
+    detail = "There is no such step. Begin anew: read the feed without `after`."

@@ -264,6 +264,7 @@ class Sessions:
             Claim.PARTNER: holder.partner_id,
             Claim.TIER: holder.tier,
             Claim.SCOPE: SCOPES[kind],
+            Claim.EPOCH: session.epoch,
         }
         if company is not None:
             claims[Claim.COMPANY] = company

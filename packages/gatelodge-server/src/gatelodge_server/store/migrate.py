@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Connection, inspect, text
 
-HEAD: Final = "0003"
+HEAD: Final = "0004"
 """The newest migration. A test holds it to what Alembic finds in ``migrations/versions``."""
 _SCRIPTS: Final = Path(__file__).with_name("migrations")
 
@@ -14,18 +14,17 @@ class SchemaTooNew(Exception):
     """The database was made by a newer version of this program."""
 
 
-def schema_version(engine: Engine) -> str | None:
+def schema_version(connection: Connection) -> str | None:
     """The migration that the database is at; ``None`` if it is empty."""
-    with engine.connect() as connection:
-        if not inspect(connection).has_table("alembic_version"):
-            return None
-        version = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
-        return None if version is None else str(version)
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    version = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+    return None if version is None else str(version)
 
 
-def upgrade(engine: Engine) -> bool:
+def upgrade(connection: Connection) -> bool:
     """Bring the schema to ``HEAD``; whether there was something to do. Raises ``SchemaTooNew``."""
-    version = schema_version(engine)
+    version = schema_version(connection)
     if version == HEAD:
         return False
     if version is not None and version > HEAD:
@@ -36,7 +35,6 @@ def upgrade(engine: Engine) -> bool:
 
     config = Config()
     config.set_main_option("script_location", str(_SCRIPTS))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
     return True

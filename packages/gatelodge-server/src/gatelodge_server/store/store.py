@@ -23,6 +23,8 @@ from gatelodge_server.core.model import (
     Tier,
 )
 from gatelodge_server.core.ports import (
+    Acknowledgement,
+    Beginning,
     Begun,
     Challenge,
     CompanyOutcome,
@@ -40,6 +42,7 @@ from gatelodge_server.core.ports import (
     Opened,
     Purged,
     QuotaAsk,
+    Reach,
     Recovery,
     RefreshAttempt,
     RefreshOutcome,
@@ -51,6 +54,7 @@ from gatelodge_server.core.ports import (
     RolledBefore,
     RolledTooOften,
     SessionStanding,
+    Tail,
     UsageMark,
 )
 from gatelodge_server.store import (
@@ -60,6 +64,7 @@ from gatelodge_server.store import (
     outbox,
     partners,
     quotas,
+    revocations,
     sessions,
     signing,
     tiers,
@@ -121,6 +126,13 @@ class SqlStore:
         self._find_key: Batch[str, Standing | None] = Batch(lambda all_: driver.read(keys.find_keys, all_))
         self._find_token: Batch[str, Standing | None] = Batch(lambda all_: driver.read(tokens.find_tokens, all_))
         self._lease: Batch[QuotaAsk, Lease | None] = Batch(lambda all_: driver.write(quotas.lease_quotas, all_, store_now))
+        self._store_now = store_now
+        self._read_revocations: Batch[tuple[int, int], Tail] = Batch(
+            lambda all_: driver.read(revocations.read_revocations, all_)
+        )
+        self._acknowledge: Batch[Acknowledgement, Refused | None] = Batch(
+            lambda all_: driver.write(revocations.acknowledge_steps, all_, store_now)
+        )
 
     async def close(self) -> None:
         """Finish what has begun and let go of the database."""
@@ -323,6 +335,23 @@ class SqlStore:
 
     async def ping(self) -> None:
         await self._driver.read(trail.ping)
+
+    # revocations and who follows them
+
+    async def read_revocations(self, *, after: int, limit: int) -> Tail:
+        return await self._read_revocations((after, limit))
+
+    async def begin_revocations(self, *, since: Instant, after: tuple[str, str] | None, limit: int) -> Beginning:
+        return await self._driver.read(revocations.begin_revocations, since, after, limit)
+
+    async def acknowledge_step(self, acknowledgement: Acknowledgement) -> Refused | None:
+        return await self._acknowledge(acknowledgement)
+
+    async def count_reach(self, sequence: int, *, within: Duration, now: Instant) -> Reach:
+        return await self._driver.read(revocations.count_reach, sequence, within, now, self._store_now)
+
+    async def forget_verifiers(self, *, away_for: Duration, now: Instant) -> int:
+        return await self._driver.write(revocations.forget_verifiers, away_for, now, self._store_now)
 
     # mails
 

@@ -90,6 +90,9 @@ Index(
     postgresql_where=_IS_REGISTERED,
 )
 
+_IS_SUSPENDED = partner.c.status == "suspended"
+Index("ix_partner_suspended", partner.c.id, sqlite_where=_IS_SUSPENDED, postgresql_where=_IS_SUSPENDED)
+
 company = Table(
     "company",
     metadata,
@@ -142,6 +145,8 @@ credential = Table(
     Column("last_used_from", String(45)),
 )
 Index("ix_credential_partner_id_created_at", credential.c.partner_id, credential.c.created_at)
+_HAS_END = credential.c.ends_at.is_not(None)
+Index("ix_credential_ends_at", credential.c.ends_at, sqlite_where=_HAS_END, postgresql_where=_HAS_END)
 
 access_token = Table(
     "access_token",
@@ -283,6 +288,17 @@ change = Table(
     Column("subject", String(64), nullable=False),
     Column("at", BigInteger, nullable=False),
     sqlite_autoincrement=True,
+)
+
+Index("ix_change_at", change.c.at)
+
+verifier = Table(
+    "verifier",
+    metadata,
+    # One row for each that follows the feed of revocations: which step it has applied, and when it was last heard.
+    Column("id", String(64), primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
 )
 
 audit = Table(

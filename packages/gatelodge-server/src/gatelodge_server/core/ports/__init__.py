@@ -32,6 +32,7 @@ from gatelodge_server.core.ports.registration import (
     RegistrationStore,
     Sent,
 )
+from gatelodge_server.core.ports.revocations import Acknowledgement, Beginning, Reach, Revocation, RevocationStore, Tail
 from gatelodge_server.core.ports.secrets import Digester, Sealer
 from gatelodge_server.core.ports.sessions import (
     Advanced,
@@ -50,7 +51,9 @@ from gatelodge_server.core.ports.tokens import TokenStore
 from gatelodge_server.core.ports.trail import Bell, TrailStore
 
 __all__ = [
+    "Acknowledgement",
     "Advanced",
+    "Beginning",
     "Begun",
     "Bell",
     "Challenge",
@@ -78,6 +81,7 @@ __all__ = [
     "Purged",
     "QuotaAsk",
     "QuotaStore",
+    "Reach",
     "Reason",
     "Recovery",
     "RefreshAttempt",
@@ -89,6 +93,8 @@ __all__ = [
     "Repeated",
     "Replay",
     "Replayed",
+    "Revocation",
+    "RevocationStore",
     "Rolled",
     "RolledBefore",
     "RolledTooOften",
@@ -98,6 +104,7 @@ __all__ = [
     "SessionStore",
     "SigningKeyStore",
     "Store",
+    "Tail",
     "TokenStore",
     "TrailStore",
     "UsageMark",
@@ -113,6 +120,7 @@ class Store(
     QuotaStore,
     RegistrationStore,
     TrailStore,
+    RevocationStore,
     DeploymentStore,
     Bell,
     Protocol,

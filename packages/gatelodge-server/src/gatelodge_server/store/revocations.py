@@ -1,0 +1,188 @@
+"""The feed of revocations: steps of the change sequence with what their subjects have come to, and those who follow.
+
+What a verifier is told of a subject is read when it is told, not when the step was made. It may so be newer than the step, and
+then a later step says the same again; it is never older.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import Connection, and_, delete, func, or_, select, update
+
+from gatelodge.errors import CredentialRevoked
+from gatelodge_server.core.model import Change, Duration, EndCause, Instant, KeyPurpose, PartnerStatus
+from gatelodge_server.core.ports.common import Refused
+from gatelodge_server.core.ports.revocations import Acknowledgement, Beginning, Reach, Revocation, Tail
+from gatelodge_server.core.refusals import StepNotFound, TooManyRequests
+from gatelodge_server.core.revocations import (
+    VERIFIERS_MAX,
+    company_end,
+    key_end,
+    partner_end,
+    signing_key_end,
+)
+from gatelodge_server.store.clock import StoreClock
+from gatelodge_server.store.races import insert_unless_there
+from gatelodge_server.store.tables import change, company, credential, partner, signing_key, verifier
+from gatelodge_server.store.trail import last_change, list_changes
+
+_STEP: Final = select(change.c.sequence, change.c.kind, change.c.subject, change.c.at)
+_KEYS: Final = select(credential.c.id, credential.c.ends_at, credential.c.end_cause, credential.c.rotated_at)
+_PARTNERS: Final = select(partner.c.id, partner.c.status, partner.c.session_epoch)
+_PARTNER_KIND, _KEY_KIND = "partner", "credential"
+
+States = Mapping[str, Revocation]
+"""What subjects of one kind have come to, without step and time. One of which there is nothing to say is left out."""
+
+
+def _sessions(_: Connection, subjects: Sequence[str]) -> States:
+    # Every step of this kind is an end, and a session never comes back: its row need not be there any more.
+    return {subject: Revocation(0, "session", subject, None, CredentialRevoked) for subject in subjects}
+
+
+def _keys(connection: Connection, subjects: Sequence[str]) -> States:
+    return {row.id: _key_of(row) for row in connection.execute(_KEYS.where(credential.c.id.in_(subjects)))}
+
+
+def _key_of(row: Any) -> Revocation:  # noqa: ANN401 - a row
+    cause = EndCause(row.end_cause) if row.end_cause else None
+    return Revocation(0, _KEY_KIND, row.id, None, *key_end(row.ends_at, cause, row.rotated_at))
+
+
+def _companies(connection: Connection, subjects: Sequence[str]) -> States:
+    ids = [UUID(subject).bytes for subject in subjects]
+    rows = connection.execute(select(company.c.id, company.c.deleted_at).where(company.c.id.in_(ids)))
+    found = {str(UUID(bytes=row.id)): company_end(row.deleted_at) for row in rows}
+    return {subject: Revocation(0, "company", subject, None, reason) for subject, reason in found.items() if reason}
+
+
+def _partners(connection: Connection, subjects: Sequence[str]) -> States:
+    rows = connection.execute(_PARTNERS.where(partner.c.id.in_(subjects)))
+    # One that was never suspended has nothing to be told of.
+    return {row.id: _partner_of(row) for row in rows if row.session_epoch > 0 or row.status != PartnerStatus.ACTIVE}
+
+
+def _partner_of(row: Any) -> Revocation:  # noqa: ANN401 - a row
+    reason = partner_end(PartnerStatus(row.status))
+    return Revocation(0, _PARTNER_KIND, row.id, None, reason, epoch=row.session_epoch)
+
+
+def _signing_keys(connection: Connection, subjects: Sequence[str]) -> States:
+    query = select(signing_key.c.kid, signing_key.c.gone_at).where(signing_key.c.kid.in_(subjects))
+    rows = connection.execute(query.where(signing_key.c.purpose == KeyPurpose.SESSION.value))
+    gone = {row.kid: row.gone_at for row in rows if row.gone_at is not None}
+    return {kid: Revocation(0, "signing-key", kid, None, *signing_key_end(gone_at)) for kid, gone_at in gone.items()}
+
+
+_STATES: Final[Mapping[str, Callable[[Connection, Sequence[str]], States]]] = {
+    "session": _sessions,
+    _KEY_KIND: _keys,
+    "company": _companies,
+    _PARTNER_KIND: _partners,
+    "signing-key": _signing_keys,
+}
+"""The kinds of steps that go out. Access tokens do not: whether one was ever issued only its issuer can say. Nor do tiers."""
+
+
+def read_revocations(connection: Connection, asked: Sequence[tuple[int, int]]) -> list[Tail]:
+    """What is behind each of these steps, so many steps of it. Most who ask have read equally far, and are told alike."""
+    found = {one: _read_tail(connection, *one) for one in set(asked)}
+    return [found[one] for one in asked]
+
+
+def _read_tail(connection: Connection, after: int, limit: int) -> Tail:
+    """What the next steps have changed: each subject once, as its last step among them."""
+    row = connection.execute(_STEP.where(change.c.sequence == after)).one_or_none()
+    step = Change(*row) if row is not None else None
+    found = list_changes(connection, after, limit + 1)
+    steps = found[:limit]
+    last = steps[-1] if steps else step
+    return Tail(step, steps[0] if steps else None, last, _states_of(connection, steps), len(found) > limit)
+
+
+def _states_of(connection: Connection, steps: Iterable[Change]) -> Sequence[Revocation]:
+    latest = {(step.kind, step.subject): step for step in steps}
+    told: list[Revocation] = []
+    for kind, read in _STATES.items():
+        of_kind = {subject: step for (its_kind, subject), step in latest.items() if its_kind == kind}
+        if not of_kind:
+            continue
+        for subject, state in read(connection, list(of_kind)).items():
+            step = of_kind[subject]
+            told.append(
+                Revocation(step.sequence, kind, subject, step.at, state.reason, ends_at=state.ends_at, epoch=state.epoch)
+            )
+    return sorted(told, key=lambda one: one.sequence)
+
+
+def begin_revocations(connection: Connection, since: Instant, after: tuple[str, str] | None, limit: int) -> Beginning:
+    """Where to begin, and what older steps have left behind: keys first, then partners, each by id."""
+    step = _step_before(connection, since)
+    number = 0 if step is None else step.sequence
+    kind, subject = after or (_KEY_KIND, "")
+    found: list[Revocation] = []
+    if kind == _KEY_KIND:
+        # Those whose end was decided later have a step that is read anyway. What was revoked ended with its step.
+        was_decided_before = and_(
+            or_(credential.c.rotated_at.is_(None), credential.c.rotated_at <= since),
+            or_(credential.c.end_cause.is_(None), credential.c.end_cause != EndCause.REVOKED.value),
+        )
+        query = _KEYS.where(credential.c.ends_at > since, was_decided_before, credential.c.id > subject)
+        found += [_key_of(row) for row in connection.execute(query.order_by(credential.c.id).limit(limit + 1))]
+        subject = ""
+    if len(found) <= limit:
+        query = _PARTNERS.where(partner.c.status == PartnerStatus.SUSPENDED.value, partner.c.id > subject)
+        rows = connection.execute(query.order_by(partner.c.id).limit(limit + 1 - len(found)))
+        found += [_partner_of(row) for row in rows]
+    told = [Revocation(number, one.kind, one.subject, None, one.reason, one.ends_at, one.epoch) for one in found[:limit]]
+    return Beginning(step, told, (told[-1].kind, told[-1].subject) if len(found) > limit else None)
+
+
+def _step_before(connection: Connection, since: Instant) -> Change | None:
+    """The last step before all that were made after ``since``. Clocks may have been set back: numbers decide, not times."""
+    first = connection.execute(select(func.min(change.c.sequence)).where(change.c.at > since)).scalar_one()
+    query = _STEP if first is None else _STEP.where(change.c.sequence < first)
+    row = connection.execute(query.order_by(change.c.sequence.desc()).limit(1)).one_or_none()
+    return Change(*row) if row is not None else None
+
+
+def acknowledge_steps(connection: Connection, said: Sequence[Acknowledgement], store_now: StoreClock) -> list[Refused | None]:
+    """Note what verifiers have applied. What one said last counts, also where that is less: it may have begun anew."""
+    last, outcomes = last_change(connection), dict[int, Refused | None]()
+    # In one order everywhere, so that nodes do not wait for each other in a circle.
+    for place, one in sorted(enumerate(said), key=lambda pair: (pair[1].verifier, pair[0])):
+        outcomes[place] = Refused(StepNotFound) if one.sequence > last else _note(connection, one, store_now)
+    return [outcomes[place] for place in range(len(said))]
+
+
+def _note(connection: Connection, said: Acknowledgement, store_now: StoreClock) -> Refused | None:
+    values = {"sequence": said.sequence, "seen_at": _now(connection, said.now, store_now)}
+    own = update(verifier).where(verifier.c.id == said.verifier).values(values)
+    if connection.execute(own).rowcount:
+        return None
+    if connection.execute(select(func.count()).select_from(verifier)).scalar_one() >= VERIFIERS_MAX:
+        return Refused(TooManyRequests)
+    insert_unless_there(connection, verifier, {"id": said.verifier, **values})
+    connection.execute(own)
+    return None
+
+
+def _now(connection: Connection, asked_at: Instant, store_now: StoreClock) -> Instant:
+    """The time by which all nodes go: a verifier may be seen by one and counted by another."""
+    there = store_now(connection)
+    return asked_at if there is None else there
+
+
+def count_reach(connection: Connection, sequence: int, within: Duration, now: Instant, store_now: StoreClock) -> Reach:
+    """How many are there, and how many of them have applied a step."""
+    has_applied = func.count().filter(verifier.c.sequence >= sequence)
+    query = select(func.count(), has_applied).where(verifier.c.seen_at > _now(connection, now, store_now) - within)
+    verifiers, acknowledged = connection.execute(query).one()
+    return Reach(int(verifiers), int(acknowledged))
+
+
+def forget_verifiers(connection: Connection, away_for: Duration, now: Instant, store_now: StoreClock) -> int:
+    """Delete those that have been away for long."""
+    seen_before = _now(connection, now, store_now) - away_for
+    return connection.execute(delete(verifier).where(verifier.c.seen_at < seen_before)).rowcount
