@@ -108,20 +108,22 @@ class Cut:
             self._loop.close()
 
     async def _serve(self) -> None:
-        await self._open_if_target_listens()
+        if not await self._open_if_target_listens():
+            self._look()
         self._looked.set()
-        self._look()
         await self._closing.wait()
         self._shut()
         self._holder.close()
         for link in list(self._links):
             link.reset()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _look(self) -> None:
-        self._spawn(self._follow_target())
+        if not self._closing.is_set():
+            self._spawn(self._follow_target())
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(work)
@@ -210,7 +212,7 @@ class Cut:
             self._reset()
             if not self._only:
                 self._shut()
-        else:
+        elif self._server is None:
             self._look()
 
     def _reset(self) -> None:

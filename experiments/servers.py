@@ -82,12 +82,12 @@ class FakeClock:
 
     def set_before_hour(self, seconds: float) -> None:
         """Move it ahead, so that a full hour (UTC) begins in so many seconds."""
-        self.set(before_hour(seconds))
+        self.set(before_hour(seconds, now=time.time()))
 
 
-def before_hour(seconds: float) -> float:
-    """By how much a clock has to be ahead now so that a full hour begins in so many seconds."""
-    return (_HOUR - time.time() % _HOUR - seconds) % _HOUR
+def before_hour(seconds: float, *, now: float) -> float:
+    """By how much a clock has to be ahead of ``now`` so that a full hour begins in so many seconds."""
+    return -(now + seconds) % _HOUR
 
 
 def postgres_server(

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +91,14 @@ def signal_all(processes: list[psutil.Process], sign: signal.Signals) -> None:
 
 def wait_all(processes: list[psutil.Process], timeout: float) -> list[psutil.Process]:
     """Wait until they have ended; those that have not. A zombie has: whoever is above it may take a second to notice."""
+    _wait(lambda: not any(map(alive, processes)), timeout)
+    return [process for process in processes if alive(process)]
+
+
+def _wait(condition: Callable[[], bool], timeout: float) -> None:
     deadline = time.monotonic() + timeout
-    while (left := [process for process in processes if alive(process)]) and time.monotonic() < deadline:
-        time.sleep(_PACE)  # a pace: their end is what is waited for
-    return left
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(_PACE)  # a pace: the condition is what is waited for
 
 
 def alive(process: psutil.Process) -> bool:
@@ -114,11 +118,22 @@ def kill_all(pid: int) -> None:
 
 
 def freeze(pid: int) -> None:
-    """SIGSTOP a process and all its descendants, those too that are born meanwhile."""
-    frozen: set[psutil.Process] = set()
+    """SIGSTOP a process and all its descendants, those too that are born meanwhile; return when they stand still."""
+    frozen: list[psutil.Process] = []
     while fresh := [process for process in family(pid) if process not in frozen]:
         signal_all(fresh, signal.SIGSTOP)
-        frozen.update(fresh)
+        _wait(functools.partial(_all_still, fresh), END_TIMEOUT)
+        frozen += fresh
+
+
+def _all_still(processes: list[psutil.Process]) -> bool:
+    return not any(map(_moves, processes))
+
+
+def _moves(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() not in {psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_ZOMBIE}
+    return False
 
 
 def thaw(pid: int) -> None:
