@@ -13,13 +13,14 @@ import enum
 import socket
 import struct
 import threading
-from collections.abc import Callable, Coroutine
-from typing import Final, Self, TypeVar
+from collections.abc import Coroutine
+from typing import Any, Final, Self, TypeVar
 
 T = TypeVar("T")
 
 _CHUNK: Final = 65536
 _PACE: Final = 0.02
+_PATIENCE: Final = 1.0
 _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER on, for no time: closing sends RST, as a peer does that knows nothing of the connection."""
 
@@ -62,31 +63,31 @@ class Cut:
     @property
     def connections(self) -> int:
         """How many connections there are that the cut concerns."""
-        return self._do(lambda: sum(link.is_meant for link in self._links))
+        return self._do(self._count())
 
     def cut(self) -> None:
         """Reset the connections, and refuse new ones until it is healed."""
-        self._do(lambda: self._enter(_State.CUT))
+        self._do(self._enter(_State.CUT))
 
     def drop(self) -> None:
         """Reset the connections that there are; new ones pass."""
-        self._do(self._reset)
+        self._do(self._drop())
 
     def freeze(self) -> None:
         """Let nothing pass in either direction. Connections stay open, new ones are accepted, nobody is told anything."""
-        self._do(lambda: self._enter(_State.FROZEN))
+        self._do(self._enter(_State.FROZEN))
 
     def mute(self) -> None:
         """Let requests pass and lose their answers: each connection is reset when its next answer begins."""
-        self._do(lambda: self._enter(_State.MUTE))
+        self._do(self._enter(_State.MUTE))
 
     def heal(self) -> None:
         """Let everything pass; what was held back goes on its way."""
-        self._do(lambda: self._enter(_State.WHOLE))
+        self._do(self._enter(_State.WHOLE))
 
     def look(self) -> None:
         """See at once whether anybody listens at the target; otherwise it is seen when a connection from there ends."""
-        self._do(self._look)
+        self._do(self._follow_target_once())
 
     def close(self) -> None:
         """Reset all connections and listen no longer."""
@@ -94,11 +95,8 @@ class Cut:
             self._loop.call_soon_threadsafe(self._closing.set)
             self._thread.join()
 
-    def _do(self, work: Callable[[], T]) -> T:
-        async def run() -> T:
-            return work()
-
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+    def _do(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -108,8 +106,7 @@ class Cut:
             self._loop.close()
 
     async def _serve(self) -> None:
-        if not await self._open_if_target_listens():
-            self._look()
+        await self._follow_target_once()
         self._looked.set()
         await self._closing.wait()
         self._shut()
@@ -130,28 +127,33 @@ class Cut:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def _follow_target_once(self) -> None:
+        if not await self._open_if_target_listens():
+            self._look()
+
     async def _follow_target(self) -> None:
         """Listen if the target does, as soon as it does."""
-        if self._checking.locked():
-            return
-        async with self._checking:
-            while not await self._open_if_target_listens():
-                await asyncio.sleep(_PACE)  # a pace: that the target listens is what is waited for
+        while not await self._open_if_target_listens():
+            await asyncio.sleep(_PACE)  # a pace: that the target listens is what is waited for
 
     async def _open_if_target_listens(self) -> bool:
         """Do so, or shut; whether there is nothing left to wait for."""
-        if self._state is _State.CUT and not self._only:
-            self._shut()
+        async with self._checking:
+            if self._state is _State.CUT and not self._only:
+                self._shut()
+                return True
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    _, writer = await asyncio.open_connection("127.0.0.1", self.target)
+                writer.close()
+            except TimeoutError:
+                pass  # it is frozen, but it has not refused
+            except OSError:
+                self._shut()
+                return False
+            if self._server is None:
+                self._server = await asyncio.start_server(self._accept, sock=_bound(self.port))
             return True
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", self.target)
-        except OSError:
-            self._shut()
-            return False
-        writer.close()
-        if self._server is None:
-            self._server = await asyncio.start_server(self._accept, sock=_bound(self.port))
-        return True
 
     def _shut(self) -> None:
         if self._server is not None:
@@ -174,10 +176,12 @@ class Cut:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pump(link, reader, up_writer, asks=True))
                 group.create_task(self._pump(link, up_reader, writer, asks=False))
+            link.close()
         except* OSError:
             pass  # somebody hung up
         finally:
-            link.reset()
+            if not link.is_closing:
+                link.reset()
             self._links.discard(link)
             self._look()
 
@@ -205,15 +209,18 @@ class Cut:
             self._changed.clear()
             await self._changed.wait()
 
-    def _enter(self, state: _State) -> None:
+    async def _enter(self, state: _State) -> None:
         self._state = state
         self._changed.set()
         if state is _State.CUT:
             self._reset()
-            if not self._only:
-                self._shut()
-        elif self._server is None:
-            self._look()
+        await self._follow_target_once()
+
+    async def _count(self) -> int:
+        return sum(link.is_meant for link in self._links)
+
+    async def _drop(self) -> None:
+        self._reset()
 
     def _reset(self) -> None:
         for link in list(self._links):
@@ -226,7 +233,14 @@ class _Link:
 
     def __init__(self, *ends: asyncio.StreamWriter, is_meant: bool) -> None:
         self.is_meant = is_meant
+        self.is_closing = False
         self._ends = ends
+
+    def close(self) -> None:
+        """Say goodbye to both sides, once they have everything."""
+        self.is_closing = True
+        for end in self._ends:
+            end.close()
 
     def reset(self) -> None:
         """RST to both sides."""
