@@ -35,7 +35,7 @@ define need
 endef
 
 test: $(STAMP)  ## run every test, against real processes and sockets
-	$(call need,curl strace)
+	$(call need,curl haproxy nginx strace)
 	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 check: $(STAMP)  ## lint, types, import contracts: under a minute
@@ -49,7 +49,7 @@ bench: $(STAMP)  ## measure, and print figures and ratios side by side
 	@$(BIN)/python -m bench $(ARGS)
 
 experiments: $(STAMP)  ## prove the promises: crashes, races, broken disks; each with its negative control
-	$(call need,strace)
+	$(call need,haproxy strace)
 	@$(BIN)/python -m experiments $(ARGS)
 
 lock:  ## bring the hashed requirement files up to date
