@@ -12,7 +12,7 @@ import pytest
 
 import gatelodge.errors
 import gatelodge_server
-from gatelodge.errors import Fault, KeysUnavailable, QuotaExceeded, Rejected, Unavailable
+from gatelodge.errors import Fault, QuotaExceeded, Rejected, Unavailable
 from gatelodge_server.core import ports, refusals
 from gatelodge_server.core.refusals import Refusal
 from gatelodge_server.http import problems
@@ -39,7 +39,7 @@ def descendants(kind):
 
 def answers():
     every_module()
-    kinds = [*descendants(Rejected), *descendants(Refusal), *descendants(Fault), QuotaExceeded, Unavailable, KeysUnavailable]
+    kinds = [*descendants(Rejected), *descendants(Refusal), *descendants(Fault), QuotaExceeded, Unavailable, *descendants(Unavailable)]
     return [kind for kind in kinds if kind.__module__.startswith("gatelodge")]
 
 

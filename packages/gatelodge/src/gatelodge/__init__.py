@@ -1,8 +1,8 @@
 """Verify the credentials of a Gatelodge partner API.
 
-The everyday way in is ``Verifier``, over ``RemoteKeys`` or ``StaticKeys`` and the ``TokenRules`` of one environment, and
-``Gate``, which puts it in front of an ASGI application; every refusal of a credential is a ``Rejected``. What is exported
-here is the public surface; the modules hold more, for the issuing side.
+The everyday way in is ``Verifier``, over ``RemoteKeys`` or ``StaticKeys``, the ``TokenRules`` of one environment and, to hear
+of what ends before its time, ``RemoteRevocations``; and ``Gate``, which puts it in front of an ASGI application. Every refusal
+of a credential is a ``Rejected``. What is exported here is the public surface; the modules hold more, for the issuing side.
 """
 
 from gatelodge.errors import (
@@ -16,9 +16,11 @@ from gatelodge.errors import (
     PartnerSuspended,
     QuotaExceeded,
     Rejected,
+    RevocationsUnavailable,
     Unavailable,
     WrongEnvironment,
 )
+from gatelodge.feed import RemoteRevocations
 from gatelodge.gate import Gate, caller_of
 from gatelodge.keyset import Keys, RemoteKeys, StaticKeys, https_fetch
 from gatelodge.tokens import TokenRules, VerificationKey
@@ -44,6 +46,8 @@ __all__ = [
     "Records",
     "Rejected",
     "RemoteKeys",
+    "RemoteRevocations",
+    "RevocationsUnavailable",
     "StaticKeys",
     "TokenRules",
     "Unavailable",

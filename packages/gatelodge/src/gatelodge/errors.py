@@ -23,7 +23,8 @@
     QuotaExceeded                   quota_exceeded          a known caller that has used up what its tier allows
 
     Unavailable                     unavailable             nobody's verdict: try again later
-    └── KeysUnavailable             keys_unavailable        the issuer's keys cannot be had
+    ├── KeysUnavailable             keys_unavailable        the issuer's keys cannot be had
+    └── RevocationsUnavailable      revocations_unavailable  what the issuer has revoked cannot be known
 
 A ``Rejected``, a ``Fault`` and a ``QuotaExceeded`` are the sender's and are safe to show to it. ``Unavailable`` is a 503.
 What status each has on the wire is in ``problems.py``. A mistake in calling this package is a ``TypeError`` or ``ValueError``
@@ -204,3 +205,9 @@ class KeysUnavailable(Unavailable):
     """The issuer's keys could not be had, so no verdict is possible."""
 
     code = "keys_unavailable"
+
+
+class RevocationsUnavailable(Unavailable):
+    """What the issuer has revoked was not heard for too long, so no verdict is possible."""
+
+    code = "revocations_unavailable"

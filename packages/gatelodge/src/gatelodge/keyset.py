@@ -227,7 +227,7 @@ class RemoteKeys:
         fetch: Fetch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        _check_url(url, plain_http)
+        check_url(url, plain_http)
         self._url = url
         self._timeout = timeout
         self._fetch = fetch if fetch is not None else https_fetch(timeout=timeout)
@@ -342,14 +342,15 @@ def https_fetch(*, timeout: float = 5.0, context: ssl.SSLContext | None = None) 
     return fetch
 
 
-def _check_url(url: str, plain_http: PlainHttp) -> None:
+def check_url(url: str, plain_http: PlainHttp) -> None:
+    """``ValueError`` unless ``url`` is one of those that ``RemoteKeys`` takes."""
     parts = urlsplit(url)
     host = parts.hostname
     if not host or parts.username is not None or parts.fragment:
-        raise ValueError("a key set's URL has a host, no user and no fragment")
+        raise ValueError("an issuer's URL has a host, no user and no fragment")
     if parts.scheme == "https" or (parts.scheme == "http" and plain_http == "loopback" and _is_loopback(host)):
         return
-    raise ValueError("a key set's URL is https; http is for this very host and must be asked for")
+    raise ValueError("an issuer's URL is https; http is for this very host and must be asked for")
 
 
 def _is_loopback(host: str) -> bool:

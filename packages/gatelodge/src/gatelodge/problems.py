@@ -33,6 +33,7 @@ STATUSES: Final[Mapping[str, int]] = {
     "quota_exceeded": 429,
     "unavailable": 503,
     "keys_unavailable": 503,
+    "revocations_unavailable": 503,
 }
 
 REFUSALS: Final = (Rejected, Fault, QuotaExceeded, Unavailable)

@@ -7,7 +7,8 @@ There are three kinds, and one way in for all of them:
 - an *API key* is opaque; only its issuer can say whose it is.
 
 What a signature cannot tell, whether the credential was ever issued and whether it still stands, is asked of the issuer's
-``Records``. Without records a verifier works offline and knows session JWTs only.
+``Records``. Without records a verifier works offline and knows session JWTs only; ``Revocations`` then tell it which of them
+have ended before their time.
 
 What was found good is remembered, by its SHA-256, until its time is over or the records say that something about it has
 changed (``forget``). So a credential on its second request costs neither a signature nor a look-up.
@@ -23,6 +24,7 @@ from typing import Final, Literal, NamedTuple, Protocol, TypeGuard, get_args
 
 from gatelodge.errors import CredentialExpired, InvalidCredential, Rejected, WrongEnvironment
 from gatelodge.keyset import Keys
+from gatelodge.revocations import JwtMarks, Revocations
 from gatelodge.tokens import TokenRules, UnverifiedToken, VerificationKey, read_unverified, verify_token
 from gatelodge.wire import ENVIRONMENT_PATTERN, TOKEN_MAX_LENGTH, Claim
 
@@ -118,15 +120,17 @@ class _Seen(NamedTuple):
 
     grant: Grant
     key: VerificationKey | None
+    marks: JwtMarks | None = None
 
 
 class Verifier:
     """Tells who presents a credential. Safe to share between threads and coroutines, unless it has records.
 
     ``keys`` and ``rules`` are those of session JWTs. ``records`` and ``access_ring`` let API keys and access tokens in;
-    they go together, and such a verifier belongs to one event loop. ``environment`` is the only one whose tokens are let in;
-    the holder of another's is told so. ``clock`` gives the Unix time in seconds. ``remembered`` is how many credentials found
-    good are remembered; 0 remembers none. ``ValueError`` when rules are not those of their kind.
+    they go together, and such a verifier belongs to one event loop. ``revocations`` are for one without records, which lets
+    JWTs in until they expire otherwise. ``environment`` is the only one whose tokens are let in; the holder of another's is
+    told so. ``clock`` gives the Unix time in seconds. ``remembered`` is how many credentials found good are remembered; 0
+    remembers none. ``ValueError`` when rules are not those of their kind.
     """
 
     def __init__(
@@ -136,6 +140,7 @@ class Verifier:
         *,
         records: Records | None = None,
         access_ring: AccessRing | None = None,
+        revocations: Revocations | None = None,
         environment: str | None = None,
         remembered: int = 4096,
         clock: Callable[[], float] = time.time,  # noqa: TID251 - here the clock becomes a parameter
@@ -144,8 +149,11 @@ class Verifier:
             raise ValueError("a Verifier needs the rules of session JWTs")
         if access_ring is not None and (records is None or access_ring.rules.lifetime != "unexpiring"):
             raise ValueError("access tokens need records, and rules of their own")
+        if revocations is not None and records is not None:
+            raise ValueError("records know what is revoked: a verifier that has them takes no revocations")
         self._keys = keys
         self._rules = rules
+        self._revocations = revocations
         self._records = records
         self._access_ring = access_ring
         self._environment = environment
@@ -159,19 +167,23 @@ class Verifier:
     def verify(self, text: str) -> Caller:
         """Give the caller who presents ``text``, offline.
 
-        Raises a ``Rejected``: ``InvalidCredential``, ``CredentialExpired`` or ``WrongEnvironment``; or
-        ``KeysUnavailable`` when no verdict is possible at the moment. May wait for the issuer's keys; coroutines use
+        Raises a ``Rejected``: ``InvalidCredential``, ``CredentialExpired`` or ``WrongEnvironment``, and with revocations
+        ``CredentialRevoked``, ``CredentialRotated`` or ``PartnerSuspended``; or ``KeysUnavailable`` or
+        ``RevocationsUnavailable`` when no verdict is possible at the moment. May wait for the issuer; coroutines use
         ``verify_async``. ``TypeError`` for a verifier with records.
         """
         if self._records is not None:
             raise TypeError("a verifier with records is to be asked with verify_async")
         digest = _digest(text)
         seen = self._seen.get(digest)
-        if seen is not None and seen.key is not None and self._keys.find(seen.key.kid) is seen.key:
-            return self._judge_again(seen)
-        token = self._read(text)
-        key = self._keys.find(token.kid)
-        return self._remember(digest, self._judge(token, key, self._rules, "session"), key)
+        if seen is None or seen.key is None or self._keys.find(seen.key.kid) is not seen.key:
+            token = self._read(text)
+            seen = self._judge_offline(token, self._keys.find(token.kid))
+            self._keep(digest, seen)
+        caller = self._judge_again(seen)
+        if self._revocations is not None and seen.marks is not None:
+            self._revocations.check(seen.marks, self._clock())
+        return caller
 
     async def verify_async(self, text: str) -> Caller:
         """Do what ``verify`` does without ever blocking the event loop; with records, for every kind of credential.
@@ -218,11 +230,20 @@ class Verifier:
 
     async def _verify_offline(self, text: str, digest: bytes) -> Caller:
         seen = self._seen.get(digest)
-        if seen is not None and seen.key is not None and await self._keys.find_async(seen.key.kid) is seen.key:
-            return self._judge_again(seen)
-        token = self._read(text)
-        key = await self._keys.find_async(token.kid)
-        return self._remember(digest, self._judge(token, key, self._rules, "session"), key)
+        if seen is None or seen.key is None or await self._keys.find_async(seen.key.kid) is not seen.key:
+            token = self._read(text)
+            seen = self._judge_offline(token, await self._keys.find_async(token.kid))
+            self._keep(digest, seen)
+        caller = self._judge_again(seen)
+        if self._revocations is not None and seen.marks is not None:
+            await self._revocations.check_async(seen.marks, self._clock())
+        return caller
+
+    def _judge_offline(self, token: UnverifiedToken, key: VerificationKey | None) -> _Seen:
+        claims = verify_token(token, key=key, rules=self._rules, now=self._clock())
+        caller = caller_from(claims, "session")
+        marks = None if self._revocations is None else JwtMarks.of(claims, token.kid)
+        return _Seen(self._grant(caller, self._rules), key, marks)
 
     async def _look_up(self, records: Records, text: str, digest: bytes) -> tuple[Grant, VerificationKey | None]:
         if "." not in text:  # an API key has none, a JWT two
@@ -250,7 +271,9 @@ class Verifier:
         return token
 
     def _judge(self, token: UnverifiedToken, key: VerificationKey | None, rules: TokenRules, sort: CredentialKind) -> Grant:
-        caller = caller_from(verify_token(token, key=key, rules=rules, now=self._clock()), sort)
+        return self._grant(caller_from(verify_token(token, key=key, rules=rules, now=self._clock()), sort), rules)
+
+    def _grant(self, caller: Caller, rules: TokenRules) -> Grant:
         ends_at = _NEVER if caller.expires_at is None else caller.expires_at + rules.leeway
         return Grant(caller, ends_at, CredentialExpired)
 
@@ -262,16 +285,19 @@ class Verifier:
         return grant.caller
 
     def _remember(self, digest: bytes, grant: Grant, key: VerificationKey | None) -> Caller:
+        self._keep(digest, _Seen(grant, key))
+        return grant.caller
+
+    def _keep(self, digest: bytes, seen: _Seen) -> None:
         if self._remembered:
             with self._lock:
                 self._drop(digest)  # two may have looked it up at once
                 while len(self._seen) >= self._remembered:
                     self._drop(next(iter(self._seen)))  # the one remembered longest
-                self._seen[digest] = _Seen(grant, key)
+                self._seen[digest] = seen
                 if self._records is not None:
-                    for subject in _subjects_of(grant.caller):
+                    for subject in _subjects_of(seen.grant.caller):
                         self._by_subject.setdefault(subject, set()).add(digest)
-        return grant.caller
 
     def _drop(self, digest: bytes) -> None:
         seen = self._seen.pop(digest, None)
