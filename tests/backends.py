@@ -1,5 +1,6 @@
 """The databases that the store runs on. A backend is known by an address, so that another process can open it as well."""
 
+import asyncio
 import functools
 import itertools
 import os
@@ -15,6 +16,13 @@ from gatelodge_server.store.migrate import upgrade
 from gatelodge_server.store.sqlite import SqliteDatabase, sqlite_engine
 from gatelodge_server.store.store import SqlStore
 from gatelodge_server.store.tables import metadata
+
+
+async def until(condition):
+    """Return when something is so."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 class Backend:
@@ -35,6 +43,18 @@ class Backend:
     def run(self, verb):
         """Run ``verb`` in a transaction of somebody else's."""
         return self.database.upgrade(verb)
+
+    def written(self):
+        """Something that is another when a transaction has been written to the disk."""
+        where = func.pg_current_wal_insert_lsn()
+        return self.database.read(lambda connection: str(connection.execute(select(where)).scalar_one()))
+
+    async def start_listening(self, *nodes):
+        """Let nodes hear of each other's changes; the tasks to cancel. Returns when they do."""
+        before = [node.bell() for node in nodes]
+        tasks = [asyncio.create_task(node.listen()) for node in nodes]
+        await until(lambda: all(node.bell() != then for node, then in zip(nodes, before, strict=True)))
+        return tasks
 
     def count(self, table):
         """How many rows a table has, seen from outside."""
@@ -72,6 +92,12 @@ class SqliteBackend(Backend):
 
     def engine(self):
         return sqlite_engine(self.path)
+
+    def written(self):
+        return self.path.with_name(self.path.name + "-wal").read_bytes()
+
+    async def start_listening(self, *_):
+        return []
 
 
 _names = itertools.count(1)

@@ -37,7 +37,10 @@ async def rolled(store, company_id, replacement, *, ends_at=START, replay=None, 
 
 
 async def test_a_company_is_kept_as_it_was_created(store, key, trail):
-    said = {field.name: f"{field.name} ü☃"[:34] for field in fields(CompanyDetails)} | {"country": "DE"}
+    said = {field.name: f"{field.name} ü☃"[:34] for field in fields(CompanyDetails)} | {
+        "country": "DE",
+        "bic_number": "ACMEDEFFXXX",
+    }
     company = a_company(**said)
     company_key = a_key(company_id=company.id)
     outcome = await store.create_company(company, company_key, replay=None, by="partner:acme-motors")

@@ -82,14 +82,13 @@ async def kinds(store):
 
 def rows(backend, table, *, writing=None):
     """The rows of a table, seen from outside."""
-    engine = backend.engine()
-    try:
-        with engine.begin() as connection:
-            if writing is not None:
-                connection.execute(update(metadata.tables[table]).values(writing))
-            return connection.execute(select(metadata.tables[table])).all()
-    finally:
-        engine.dispose()
+
+    def verb(connection):
+        if writing is not None:
+            connection.execute(update(metadata.tables[table]).values(writing))
+        return connection.execute(select(metadata.tables[table])).all()
+
+    return backend.run(verb)
 
 
 # --- begin_registration ---
@@ -232,10 +231,9 @@ async def test_r62_whatever_is_known_of_an_address_the_transaction_goes_to_the_d
     """A commit without a write would be over sooner."""
 
     async def writes(asking):
-        log = backend.path.with_name(backend.path.name + "-wal")
-        before = log.read_bytes()
+        before = backend.written()
         await asking
-        return log.read_bytes() != before
+        return backend.written() != before
 
     done, _ = await registered(store)
     assert await writes(begin(store, recovery="off"))

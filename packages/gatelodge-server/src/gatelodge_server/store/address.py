@@ -66,7 +66,8 @@ def parse_address(text: str) -> Address:
         raise ValueError("must name a database, as in postgresql://USER@HOST:PORT/NAME")
     if any(name == "password" for name, _ in parse_qsl(parts.query)):
         raise ValueError("must not have its password among the parameters: USER:PASSWORD@HOST, PGPASSWORD or a password file")
-    url = parts._replace(scheme="postgresql", netloc=f"{user}@{hosts}" if user else hosts).geturl()
+    rest = text.partition("://")[2].removeprefix(parts.netloc)
+    url = f"postgresql://{f'{user}@' if user else ''}{hosts}{rest}"
     return PostgresAddress(url, Secret(unquote(password)) if has_password else None)
 
 

@@ -37,6 +37,8 @@ OLDEST: Final = 150_000
 """The first version that is served, as ``server_version_num`` has it."""
 PATIENCE: Final = 5.0
 """Seconds within which a transaction reaches its commit, from when it is asked for; and within which that is answered."""
+LOCK_PATIENCE: Final = 4.0
+"""Seconds for which a statement waits for a lock."""
 UPGRADE_PATIENCE: Final = 60.0
 _CONNECT_TIMEOUT: Final = 3.0
 _LONGEST: Final = 1024
@@ -63,7 +65,7 @@ _SERVER_SETTINGS: Final = {
     "timezone": "UTC",
     # A time limit that strikes while a commit waits for its standby would make it a commit without one. Ours are our own.
     "statement_timeout": "0",
-    "lock_timeout": "4000",
+    "lock_timeout": str(int(LOCK_PATIENCE * 1000)),
     # A node that is frozen, or gone without a word, must not hold its locks.
     "idle_in_transaction_session_timeout": "8000",
     "tcp_keepalives_idle": "10",
@@ -244,7 +246,7 @@ class PostgresDriver:
             except _NotCommittedError as nothing_done:
                 is_late = asyncio.get_running_loop().time() + _PAUSE * attempt >= deadline
                 if attempt == _TRIES or is_late or not nothing_done.is_worth_a_try(attempt):
-                    if _state_of(nothing_done.fault).startswith(_MISTAKEN):
+                    if _is_mistake(nothing_done.fault):
                         raise nothing_done.fault from None  # in a verb, and so ours: it would be no better another time
                     self._on_fault(_say(nothing_done.fault))
                     raise Unavailable from nothing_done.fault
@@ -305,6 +307,12 @@ def _state_of(fault: BaseException) -> str:
     """The SQLSTATE of a fault, if the server has said one."""
     original = getattr(fault, "orig", None) or fault
     return str(getattr(original, "sqlstate", None) or "")
+
+
+def _is_mistake(fault: BaseException) -> bool:
+    """Whether it is what was asked that is at fault: the server refused it, or it could not even be written down for it."""
+    unwritten = isinstance(getattr(getattr(fault, "orig", None), "__cause__", None), ValueError)
+    return unwritten or _state_of(fault).startswith(_MISTAKEN)
 
 
 def _is_lost(fault: BaseException) -> bool:

@@ -32,7 +32,7 @@ from gatelodge_server.core.refusals import InvalidVerificationCode, PartnerIdTak
 from gatelodge_server.core.registration import CODE_ATTEMPTS, DAY_FAILURES
 from gatelodge_server.store.keys import CREDENTIALS, credential_of, end_keys, find_keys, insert_key
 from gatelodge_server.store.outbox import purge_mails, queue_mail, queue_notice
-from gatelodge_server.store.races import insert_unless_there
+from gatelodge_server.store.races import Turn, insert_unless_there, wait_for_turn
 from gatelodge_server.store.tables import AnyRow, change, credential, outbox, partner, tier, verification
 from gatelodge_server.store.trail import append_audit, append_change
 
@@ -58,6 +58,7 @@ _REGISTRANT = select(
 
 def begin_registration(connection: Connection, asked: Registration, limits: MailLimits, recovery: Recovery) -> Begun | Limited:
     """Keep a new code in the place of the one before and queue its mail; or do as much to no effect."""
+    wait_for_turn(connection, Turn.COUNTING_MAILS)
     found = _lock(connection, asked.address)
     holder = connection.execute(_REGISTERED.where(partner.c.registered_address == asked.address)).one_or_none()
     is_active = holder is not None and holder.status == PartnerStatus.ACTIVE

@@ -1,0 +1,329 @@
+"""What is particular to PostgreSQL: what is done again, what is not, and what becomes of a server that goes away."""
+
+import asyncio
+import time
+
+import pytest
+from backends import Backend, PostgresBackend, until
+from given import START, a_key, a_login, a_partner
+from postgres import PostgresServer
+from sqlalchemy import func, insert, select, text, update
+
+from gatelodge.errors import Unavailable
+from gatelodge_server.store.address import parse_address
+from gatelodge_server.store.database import database_at
+from gatelodge_server.store.faults import DatabaseFault
+from gatelodge_server.store.migrate import upgrade
+from gatelodge_server.store.postgres import LOCK_PATIENCE, PATIENCE
+from gatelodge_server.store.tables import change, tier
+from gatelodge_server.store.trail import append_change
+
+
+@pytest.fixture
+def backend(tmp_path):
+    return PostgresBackend.create(tmp_path)
+
+
+@pytest.fixture
+async def driver(backend):
+    driver = backend.driver()
+    yield driver
+    await driver.close()
+
+
+@pytest.fixture
+def own_server():
+    """A server that may be stopped, which nobody else uses."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def own_backend(own_server):
+    backend = Backend(own_server.create("lodge"))
+    backend.database.upgrade(upgrade)
+    return backend
+
+
+def read_tiers(connection):
+    return connection.execute(select(func.count()).select_from(tier)).scalar_one()
+
+
+def wait_in_the_database(connection, seconds):
+    connection.execute(select(func.pg_sleep(seconds)))
+
+
+# --- What is done again ---
+
+
+async def test_two_that_wait_for_each_other_are_both_done(driver, backend):
+    """A deadlock: the server ends one of the two, and that one is done again."""
+    runs = []
+
+    def lock_both(connection, first, second):
+        runs.append(first)
+        lock(connection, first)
+        connection.execute(select(func.pg_sleep(0.2)))
+        lock(connection, second)
+
+    def lock(connection, name):
+        more = {"requests_per_hour": tier.c.requests_per_hour + 1}
+        assert connection.execute(update(tier).where(tier.c.name == name).values(more)).rowcount == 1
+
+    before = dict(backend.rows("tier", "name", "requests_per_hour"))
+    await asyncio.gather(
+        driver.write(lock_both, "starter", "growth"),
+        driver.write(lock_both, "growth", "starter"),
+    )
+    after = dict(backend.rows("tier", "name", "requests_per_hour"))
+    assert {name: after[name] - before[name] for name in after} == {"starter": 2, "growth": 2, "enterprise": 0}
+    assert len(runs) == 3
+    assert backend.faults == []
+
+
+async def test_who_meets_a_row_that_was_not_there_is_judged_by_it(driver, backend):
+    name, found = "both", []
+
+    def add(connection):
+        known = connection.execute(select(tier.c.name).where(tier.c.name == name)).one_or_none()
+        found.append(known)
+        if known is None:
+            connection.execute(select(func.pg_sleep(0.2)))
+            connection.execute(insert(tier), {"name": name, "requests_per_hour": 1, "requests_per_day": 1})
+        return known
+
+    outcomes = await asyncio.gather(driver.write(add), driver.write(add))
+    assert sorted(outcomes, key=repr) == sorted([None, (name,)], key=repr)
+    assert len(found) == 3
+
+
+async def test_a_mistake_is_told_as_one_and_nothing_of_it_stays(driver, backend):
+    def break_off(connection):
+        connection.execute(insert(tier), {"name": "gone", "requests_per_hour": 1, "requests_per_day": 1})
+        connection.execute(text("SELECT nothing FROM nowhere"))
+
+    with pytest.raises(Exception, match="nowhere") as mistake:
+        await driver.write(break_off)
+    assert not isinstance(mistake.value, Unavailable)
+    assert "gone" not in {name for (name,) in backend.rows("tier", "name")}
+
+
+async def test_a_verb_that_only_reads_sees_one_snapshot_and_cannot_write(driver, backend):
+    def read_twice(connection):
+        first = read_tiers(connection)
+        backend.run(lambda other: other.execute(insert(tier), {"name": "new", "requests_per_hour": 1, "requests_per_day": 1}))
+        return first, read_tiers(connection)
+
+    assert await driver.read(read_twice) == (3, 3)
+    assert await driver.read(read_tiers) == 4
+    with pytest.raises(Unavailable):
+        await driver.read(lambda connection: connection.execute(update(tier).values(requests_per_hour=1)))
+    assert "read-only" in backend.faults[-1]
+
+
+# --- What cannot be done now ---
+
+
+async def test_who_waits_too_long_for_a_lock_is_told_so_and_the_lock_is_free_again(driver, backend):
+    def lock(connection, seconds):
+        connection.execute(select(tier.c.name).with_for_update())
+        wait_in_the_database(connection, seconds)
+
+    holding = asyncio.create_task(driver.write(lock, LOCK_PATIENCE + 0.3))
+    await asyncio.sleep(0)
+    begun = time.monotonic()
+    with pytest.raises(Unavailable):
+        await driver.write(lock, PATIENCE)
+    assert time.monotonic() - begun < 2 * PATIENCE
+    await holding
+    await driver.write(lock, 0)
+
+
+async def test_no_more_than_the_pool_are_under_way_and_the_rest_have_their_turn(backend):
+    few = database_at(parse_address(backend.address), pool=2).driver(on_fault=backend.faults.append)
+
+    def count_own(connection):
+        wait_in_the_database(connection, 0.02)
+        own = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'gatelodge'"
+        return connection.execute(text(own)).scalar_one()
+
+    counts = await asyncio.gather(*(few.read(count_own) for _ in range(20)))
+    await few.close()
+    assert max(counts) <= 2
+    assert backend.faults == []
+
+
+async def test_whoever_goes_away_does_not_break_off_what_has_begun(driver, backend):
+    begun = asyncio.Event()
+
+    def slowly(connection):
+        begun.set()
+        wait_in_the_database(connection, 0.1)
+        connection.execute(insert(tier), {"name": "kept", "requests_per_hour": 1, "requests_per_day": 1})
+
+    asking = asyncio.create_task(driver.write(slowly))
+    await begun.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await driver.close()
+    assert "kept" in {name for (name,) in backend.rows("tier", "name")}
+
+
+# --- A server that goes away ---
+
+
+async def test_a_server_that_restarts_is_not_noticed_between_two_verbs(own_server, own_backend):
+    driver = own_backend.driver()
+    assert await driver.write(read_tiers) == 3
+    await asyncio.to_thread(own_server.restart)
+    assert await driver.write(read_tiers) == 3
+    await asyncio.to_thread(own_server.kill)
+    await asyncio.to_thread(own_server.start)
+    assert await driver.read(read_tiers) == 3
+    await driver.close()
+    assert own_backend.faults == []
+
+
+async def test_without_a_server_everything_is_unavailable_at_once_and_good_again_with_it(own_server, own_backend):
+    store = own_backend.open()
+    await asyncio.to_thread(own_server.stop)
+    begun = time.monotonic()
+    for verb in (store.ping(), store.add_partner(a_partner(), a_key(), by="test"), store.list_changes(after=0, limit=1)):
+        with pytest.raises(Unavailable):
+            await verb
+    assert time.monotonic() - begun < PATIENCE
+    await asyncio.to_thread(own_server.start)
+    await store.ping()
+    await store.add_partner(a_partner(), a_key(), by="test")
+    await store.close()
+    assert own_backend.count("partner") == 1
+
+
+async def test_a_server_that_does_not_answer_keeps_nobody_for_long(own_server, own_backend):
+    store = own_backend.open()
+    await store.ping()
+    own_server.freeze()
+    begun = time.monotonic()
+    with pytest.raises(Unavailable):
+        await store.ping()
+    took = time.monotonic() - begun
+    own_server.thaw()
+    assert took < 2 * PATIENCE
+    await until_good(store.ping)
+    await store.close()
+
+
+async def until_good(verb):
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return await verb()
+            except Unavailable:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_node_hears_of_changes_again_after_its_listening_connection_is_lost(backend):
+    one, other = backend.open(), backend.open()
+    (listening,) = await backend.start_listening(other)
+    cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'gatelodge-listen'"
+    own = " AND datname = current_database()"
+    assert backend.run(lambda connection: connection.execute(text(cut + own)).scalar_one()) == 1
+    before = other.bell()
+    await until(lambda: other.bell() != before)  # whatever was missed has to be looked for
+    before = other.bell()
+    await until(lambda: other.bell() != before)  # it listens again, and has to look for what was said meanwhile
+    before = other.bell()
+    await one.add_partner(a_partner(), a_key(), by="test")
+    await until(lambda: other.bell() != before)
+    listening.cancel()
+    await asyncio.gather(listening, return_exceptions=True)
+    await one.close()
+    await other.close()
+
+
+# --- The change sequence ---
+
+
+async def test_steps_become_visible_in_the_order_of_their_numbers(backend):
+    """A reader that has seen a step has seen all before it, whatever the order in which transactions come to their end."""
+    nodes = [backend.open() for _ in range(3)]
+    reader, seen, over = backend.open(), [], False
+
+    async def read():
+        while not over:
+            after = seen[-1] if seen else 0
+            seen.extend(step.sequence for step in await reader.list_changes(after=after, limit=1000))
+
+    reading = asyncio.create_task(read())
+    name = "partner-{}-{}"
+    await asyncio.gather(
+        *(
+            node.add_partner(a_partner(name.format(at, number)), a_key(name.format(at, number)), by="test")
+            for number in range(40)
+            for at, node in enumerate(nodes)
+        )
+    )
+    over = True
+    await reading
+    seen.extend(step.sequence for step in await reader.list_changes(after=seen[-1], limit=1000))
+    assert seen == sorted(number for (number,) in backend.rows("change", "sequence"))
+    assert len(seen) == 120
+    for node in (*nodes, reader):
+        await node.close()
+
+
+async def test_a_step_waits_for_the_one_before_it(backend, driver):
+    """The same by force: one transaction has its number and does not commit yet."""
+    got_number, may_commit = asyncio.Event(), []
+
+    def slowly(connection):
+        append_change(connection, "partner", "slow", START)
+        got_number.set()
+        wait_in_the_database(connection, 0.3)
+        may_commit.append(connection.execute(select(func.max(change.c.sequence))).scalar_one())
+
+    holding = asyncio.create_task(driver.write(slowly))
+    await got_number.wait()
+    other = backend.open()
+    done = await other.add_partner(a_partner(), a_key(), by="test")
+    assert may_commit == [done.sequence - 1]
+    await holding
+    await other.close()
+
+
+# --- Starts ---
+
+
+def test_many_first_starts_at_once_make_one_schema(own_server):
+    address = own_server.create("fresh")
+
+    async def starts():
+        upgrades = [asyncio.to_thread(database_at(parse_address(address)).upgrade, upgrade) for _ in range(6)]
+        return await asyncio.gather(*upgrades)
+
+    assert sorted(asyncio.run(starts())) == [False] * 5 + [True]
+
+
+def test_what_cannot_be_reached_or_entered_is_said_without_the_password(own_server, own_backend):
+    wrong = own_backend.address.replace("postgresql://gatelodge:", "postgresql://gatelodge:not-", 1)
+    gone = own_server.url("nowhere")
+    for address, why in ((wrong, "password"), (gone, "does not exist")):
+        with pytest.raises(DatabaseFault, match=why) as fault:
+            database_at(parse_address(address)).is_new()
+        assert "not-" not in str(fault.value)
+    own_server.stop()
+    with pytest.raises(DatabaseFault):
+        own_backend.database.is_new()
+
+
+async def test_a_login_is_durable_when_it_is_answered(own_server, own_backend):
+    store = own_backend.open()
+    key = a_key()
+    await store.add_partner(a_partner(), key, by="test")
+    opened = [await store.open_session(a_login(key)) for _ in range(20)]
+    await asyncio.to_thread(own_server.kill)
+    await asyncio.to_thread(own_server.start)
+    assert own_backend.count("session") == len(opened)
+    assert own_backend.rows("partner", "id") == [(a_partner().id,)]
+    await store.close()
