@@ -127,10 +127,12 @@ async def test_a_verb_that_only_reads_sees_one_snapshot_and_cannot_write(driver,
 async def test_who_waits_too_long_for_a_lock_is_told_so_and_the_lock_is_free_again(driver, backend):
     def lock(connection, seconds):
         connection.execute(select(tier.c.name).with_for_update())
+        is_locked.set()
         wait_in_the_database(connection, seconds)
 
+    is_locked = asyncio.Event()
     holding = asyncio.create_task(driver.write(lock, LOCK_PATIENCE + 0.3))
-    await asyncio.sleep(0)
+    await is_locked.wait()
     begun = time.monotonic()
     with pytest.raises(Unavailable):
         await driver.write(lock, PATIENCE)

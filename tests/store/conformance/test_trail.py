@@ -118,7 +118,7 @@ async def test_r25_every_change_rings_on_its_node_before_its_verb_returns_and_on
         last = sequence
 
 
-async def test_what_changes_nothing_that_is_remembered_rings_nothing(store, other_node, key, listening):  # noqa: ARG001
+async def test_what_changes_nothing_that_is_remembered_rings_nothing(store, other_node, key, listening):
     heard = store.bell(), other_node.bell()
     session = (await store.open_session(a_login(key))).session
     await store.advance_session(a_refresh(session))
