@@ -24,12 +24,17 @@ $(STAMP): $(LOCKS) $(PACKAGES:=/pyproject.toml)
 serve: $(STAMP)  ## run the service over HTTPS, with everything that it needs made on the first start
 	@$(BIN)/gatelodge serve $(ARGS)
 
-# Programs that are no Python packages; Debian's packages have the programs' names.
+# Programs that are no Python packages: PROGRAM, or PROGRAM=PACKAGE where Debian's package has another name.
+# Some packages would start a service of their own: policy-rc.d says no to that meanwhile.
 define need
-	@missing=; for tool in $(1); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	@missing=; PATH="$$PATH:/usr/sbin"; for item in $(1); do \
+		command -v "$${item%%=*}" >/dev/null || missing="$$missing $${item#*=}"; done; \
 	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "installing Debian packages:$$missing"; \
+		policy=/usr/sbin/policy-rc.d; \
+		if ! [ -e $$policy ]; then \
+			trap 'rm -f $$policy' EXIT INT TERM; printf '#!/bin/sh\nexit 101\n' >$$policy; chmod 755 $$policy; fi; \
 		(apt-get install -y -qq $$missing || (apt-get update -qq && apt-get install -y -qq $$missing)) >/dev/null; \
 	else echo "needed and not here:$$missing (Debian packages of these names; root would install them)" >&2; exit 1; fi
 endef
@@ -49,7 +54,7 @@ bench: $(STAMP)  ## measure, and print figures and ratios side by side
 	@$(BIN)/python -m bench $(ARGS)
 
 experiments: $(STAMP)  ## prove the promises: crashes, races, broken disks; each with its negative control
-	$(call need,haproxy strace)
+	$(call need,strace haproxy faketime patroni etcd=etcd-server /usr/lib/postgresql/15/bin/postgres=postgresql-15)
 	@$(BIN)/python -m experiments $(ARGS)
 
 lock:  ## bring the hashed requirement files up to date

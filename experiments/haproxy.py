@@ -102,7 +102,7 @@ class HaProxy:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-        shutil.rmtree(self.root, ignore_errors=True)
+        processes.remove(self.root)
 
     def start(self) -> None:
         """Start; it may be that no node is ready yet."""

@@ -8,7 +8,6 @@ What is in short supply is waited for shortly: a leader that is gone is replaced
 import contextlib
 import json
 import secrets
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -220,7 +219,7 @@ class PatroniCluster:
         for member in self.members:
             member.close()
         self.etcd.kill()
-        shutil.rmtree(self.root, ignore_errors=True)
+        processes.remove(self.root)
 
     def create(self, name: str) -> str:
         """Make a database; the URL for clients."""
@@ -292,7 +291,7 @@ class PatroniCluster:
                     "replication": login("replicator"),
                     "rewind": login("rewinder"),
                 },
-                "parameters": {"unix_socket_directories": ""},
+                "parameters": {"unix_socket_directories": "", "dynamic_shared_memory_type": "mmap"},
                 "pg_hba": ["host all all 127.0.0.1/32 scram-sha-256", "host replication all 127.0.0.1/32 scram-sha-256"],
             },
         }

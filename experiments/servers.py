@@ -13,8 +13,10 @@
 """
 
 import base64
+import functools
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,9 +28,9 @@ from tests.harness import PROGRAM, Server, run_command
 from tests.postgres import DURABLE, PostgresServer
 
 from experiments.cut import Cut
-from experiments.daemon import wait_for
+from experiments.daemon import status_of, wait_for
 from experiments.haproxy import Backend, HaProxy
-from experiments.patroni import DEBIAN_PROGRAMS, PatroniCluster
+from experiments.patroni import DEBIAN_PROGRAMS, Member, PatroniCluster
 
 __all__ = [
     "DEBIAN_PROGRAMS",
@@ -36,6 +38,7 @@ __all__ = [
     "Cut",
     "FakeClock",
     "HaProxy",
+    "Member",
     "Node",
     "Nodes",
     "PatroniCluster",
@@ -180,3 +183,94 @@ class Nodes:
         done = run_command(*args, "--json", data=self.root / "commands", environ=environ)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
+
+
+def _say(begun: float, text: str) -> None:
+    print(f"{time.monotonic() - begun:6.1f} s  {text}", flush=True)
+
+
+def _check_clock(begun: float, root: Path) -> None:
+    clock = FakeClock()
+    with postgres_server(programs=DEBIAN_PROGRAMS, clock=clock) as server:
+        look = "SELECT current_setting('server_version_num')::int / 10000, extract(epoch FROM now()), date_part('hour', now())"
+        clock.set_before_hour(1.5)
+        [[version, now, hour]] = server.run_sql(look)
+        ahead = float(now) - time.time()
+        wait_for("the next hour", lambda: server.run_sql(look)[0][2] != hour, timeout=10)
+        _say(begun, f"PostgreSQL {version} of Debian, its clock {ahead:.0f} s ahead, has seen a full hour pass")
+        begun_waiting = time.monotonic()
+        server.run_sql("SELECT pg_sleep(0.5)")
+        assert 0.5 <= time.monotonic() - begun_waiting < 5, "its timers do not run as they should"
+    # A program that is shown another time from its start, and while it runs.
+    clock.set(86_400)
+    with Nodes(root / "clock", f"sqlite:///{root}/clock.db") as nodes:
+        node = nodes.add(clock=clock)
+        node.start()
+        with node.client() as client:
+            dates = [client.get("/healthz").headers["date"]]
+            clock.set(2 * 86_400)
+            wait_for("another date", lambda: client.get("/healthz").headers["date"][:16] != dates[0][:16], timeout=10)
+            dates.append(client.get("/healthz").headers["date"])
+        _say(begun, f"a node whose clock is a day ahead, then two: {' · '.join(dates)}")
+
+
+def _check_balancer(begun: float, root: Path) -> None:
+    for kind, args in (("TLS", ()), ("plain", ("--behind-proxy", "127.0.0.0/8"))):
+        with Nodes(root / kind, f"sqlite:///{root}/{kind}.db") as nodes:
+            one, other = nodes.start(2, *args)
+            with HaProxy([one.backend, other.backend]) as proxy:
+                ready = functools.partial(_is_ready, proxy)
+                wait_for("a node behind HAProxy", ready)
+                one.kill()
+                # At once, before any check has noticed: the connection fails, and another node takes the request.
+                assert all(ready() for _ in range(20)), proxy.log()
+                one.start()
+                other.kill()
+                wait_for("the node that came back", ready)
+                one.kill()
+                wait_for("nobody", functools.partial(_is_not_ready, proxy))
+        _say(begun, f"HAProxy before two nodes that speak {kind}: one was killed, and no request failed")
+
+
+def _is_ready(proxy: HaProxy) -> bool:
+    return status_of(proxy.port, "/readyz") == 200
+
+
+def _is_not_ready(proxy: HaProxy) -> bool:
+    return not _is_ready(proxy)
+
+
+def _check_cluster(begun: float) -> None:
+    with PatroniCluster() as cluster:
+        _say(begun, f"Patroni: {len(cluster.members)} members, {cluster.leader().name} leads")
+        cluster.create("lodge")
+        cluster.run_sql("CREATE TABLE seen (number int)", "INSERT INTO seen VALUES (1)", database="lodge")
+        for what, harm, cure in (
+            ("killed", Member.kill, Member.start),
+            ("cut off", Member.partition, Member.heal),
+            ("bereft of its PostgreSQL", Member.kill_postgres, None),
+        ):
+            old = cluster.leader()
+            harm(old)
+            new, took = cluster.wait_leader(other_than=old)
+            assert cluster.run_sql("SELECT number FROM seen", database="lodge") == [["1"]]
+            if cure is not None:
+                cure(old)
+            whole = cluster.wait_whole()
+            _say(
+                begun, f"{old.name} was {what}: {new.name} leads after {took:.1f} s, and {old.name} follows {whole:.1f} s later"
+            )
+
+
+def main() -> int:
+    """Start what needs Debian's packages, one after the other; an exception tells what does not work."""
+    begun = time.monotonic()
+    root = processes.working_directory("servers")
+    _check_clock(begun, root)
+    _check_balancer(begun, root)
+    _check_cluster(begun)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -35,6 +35,7 @@ _COMMON: Final = {
     "max_connections": "200",
     "password_encryption": "scram-sha-256",
     "timezone": "UTC",
+    "dynamic_shared_memory_type": "mmap",  # files of its own, so that nothing is left of a server that was killed
 }
 DURABLE: Final = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
 """What a deployment runs with."""
@@ -157,7 +158,7 @@ class PostgresServer:
         if self.process is not None and self.process.poll() is None:
             self.thaw()
             self._end(signal.SIGQUIT)  # an immediate shutdown: nothing is written down, shared memory is given back
-        shutil.rmtree(self.root, ignore_errors=True)
+        processes.remove(self.root)
 
     def log(self) -> str:
         """What it wrote into its log."""

@@ -103,6 +103,20 @@ async def test_a_frozen_server_answers_nobody_and_then_goes_on(durable, database
     await connection.close()
 
 
+def shared_memory():
+    """The ids of the segments of System V's shared memory."""
+    return {line.split()[1] for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]}
+
+
+def test_nothing_is_left_of_a_server_that_was_killed():
+    with postgres_server() as server:
+        server.kill()
+        segment = (server.data / "postmaster.pid").read_text().splitlines()[6].split()[-1]
+        assert segment in shared_memory()
+    assert segment not in shared_memory()
+    assert not server.root.exists()
+
+
 def test_settings_are_for_controls_to_break():
     with postgres_server(settings={"synchronous_commit": "off"}) as server:
         assert server.run_sql("SHOW synchronous_commit", "SHOW fsync") == [["off"], ["on"]]
