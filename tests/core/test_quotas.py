@@ -2,11 +2,11 @@
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass, field
 
 import pytest
 from backends import SqliteBackend
-from given import AROUND, START, Clock, a_key, a_partner
+from counting import ACME, MOMENT, a_node, accepted, held
+from given import AROUND, START, a_key, a_partner
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +19,6 @@ from gatelodge_server.core.quotas import (
     EXHAUSTED_KEPT,
     IDLE,
     UNOPENED,
-    Quotas,
     QuotaStatus,
     Window,
     Windows,
@@ -29,9 +28,6 @@ from gatelodge_server.core.refusals import PartnerNotFound
 from gatelodge_server.core.tiers import LARGEST_LIMIT
 
 HOUR_AT, DAY_AT = START - START % HOUR, START - START % DAY
-ACME = "acme-motors"
-MOMENT = 0.001
-"""Seconds."""
 
 
 # --- the decision ---------------------------------------------------------------------------------------------------------
@@ -154,69 +150,6 @@ def test_a_first_ask_opens_the_windows():
 # --- nodes over a store ---------------------------------------------------------------------------------------------------
 
 
-class Line:
-    """A node's line to the store. It can be cut on the way there or on the way back, or be slow."""
-
-    def __init__(self, store):
-        self._store = store
-        self.cut = None
-        self.asks = []
-        self.asked = []
-        self.under_way = self.most_under_way = 0
-        self.slow = None
-
-    def __getattr__(self, verb):
-        ask = getattr(self._store, verb)
-
-        async def over_the_line(*args, **kwargs):
-            self.asked.append(verb)
-            if verb == "lease_quota":
-                self.asks.append(args[0])
-            if self.cut == "there":
-                raise Unavailable
-            if self.cut == "mistaken":
-                raise ZeroDivisionError
-            self.under_way += 1
-            self.most_under_way = max(self.most_under_way, self.under_way)
-            answer = await ask(*args, **kwargs)
-            if self.slow is not None:
-                await self.slow.wait()
-            self.under_way -= 1
-            if self.cut == "back":
-                raise Unavailable
-            return answer
-
-        return over_the_line
-
-
-@dataclass
-class Node:
-    line: Line
-    quotas: Quotas
-    clock: Clock
-    monotonic: Clock
-    mistakes: list = field(default_factory=list)
-
-    async def try_one(self, partner_id=ACME):
-        try:
-            return await self.quotas.count(partner_id, self.clock())
-        except (QuotaExceeded, Unavailable) as refused:
-            return refused
-
-    async def let_in(self, times, partner_id=ACME):
-        """How many of so many requests at once are let in."""
-        return len(accepted(await asyncio.gather(*(self.try_one(partner_id) for _ in range(times)))))
-
-    async def be_idle(self):
-        await self.quotas.go_round()
-        self.monotonic.forward(IDLE)
-        await self.quotas.go_round()
-
-
-def accepted(outcomes):
-    return [outcome for outcome in outcomes if isinstance(outcome, QuotaStatus)]
-
-
 @pytest.fixture
 async def store(tmp_path):
     """Of a partner of the tier ``starter``: 100 requests an hour, 1,000 a day."""
@@ -229,14 +162,8 @@ async def store(tmp_path):
 
 @pytest.fixture
 async def start(store):
-    """Starts a node. It shares the store with the others, and the clock if it is given one."""
-
-    def start(clock=None):
-        line, clock, monotonic, mistakes = Line(store), clock or Clock(), Clock(0.0), []
-        quotas = Quotas(store=line, clock=clock, monotonic=monotonic, on_mistake=mistakes.append)
-        return Node(line, quotas, clock, monotonic, mistakes)
-
-    return start
+    """Starts a node."""
+    return lambda: a_node(store)
 
 
 @pytest.fixture
@@ -248,12 +175,6 @@ async def taken(store, now=START):
     """How much of the partner's hour and day is taken, in the eyes of the store."""
     lease = await store.lease_quota(QuotaAsk(ACME, 0, now))
     return lease.hour_taken, lease.day_taken
-
-
-def held(node, partner_id=ACME):
-    """What a node has leased and not used."""
-    book = node.quotas._books.get(partner_id)
-    return book.left if book is not None else 0
 
 
 # --- never more, never fewer ----------------------------------------------------------------------------------------------
