@@ -1,7 +1,7 @@
 """The command line: the commands for partners, keys and companies, and those that look after the whole.
 
 ``commands.py`` says how a command is made; ``commands_tokens.py`` has those for access tokens and
-signing keys, ``commands_tiers.py`` those for tiers.
+signing keys, ``commands_tiers.py`` those for tiers, ``commands_database.py`` those for the database.
 """
 
 import functools
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from gatelodge_server import commands_tiers, commands_tokens  # noqa: F401 - with their import their commands are there
+from gatelodge_server import commands_database, commands_tiers, commands_tokens  # noqa: F401 - so their commands are there
 from gatelodge_server.commands import (
     BY,
     GROUPS,
@@ -186,7 +186,7 @@ async def company_list(lodge: "Lodge", partner: PartnerId) -> Sequence[Record]:
             return [_company_record(company) for company in found]
 
 
-# --- the trail, the database, the whole -----------------------------------------------------------------------------------
+# --- the trail, the whole -------------------------------------------------------------------------------------------------
 
 
 @command(app, "audit")
@@ -211,14 +211,6 @@ async def audit(
         }
         for event in events
     ]
-
-
-@command(GROUPS["database"], "upgrade")
-async def database_upgrade(lodge: "Lodge") -> Record:
-    """Bring the database to this version's schema. The embedded one is brought there by every command."""
-    from gatelodge_server.store.migrate import HEAD  # noqa: PLC0415
-
-    return {"database": str(lodge.settings.database), "version": HEAD}
 
 
 @app.command("doctor")

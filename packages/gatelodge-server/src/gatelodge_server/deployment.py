@@ -17,6 +17,7 @@ from gatelodge_server.store.database import database_at
 from gatelodge_server.store.deployment import Marking, find_issuer, find_marking, settle_marking
 from gatelodge_server.store.faults import DatabaseFault
 from gatelodge_server.store.migrate import SchemaTooNew, upgrade
+from gatelodge_server.store.relocation import why_not_used
 from gatelodge_server.store.signing import list_signing_keys
 from gatelodge_server.store.tiers import list_tiers
 from gatelodge_server.vault import MasterKeyFault, MasterKeys, Vault, system_entropy
@@ -64,6 +65,9 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Settings:
 
 
 def _settle(connection: Connection, settings: Settings, keys: MasterKeys) -> Settings:
+    reason = why_not_used(connection)
+    if reason is not None:
+        raise StartFault(f"{settings.database} {reason}")
     upgrade(connection)
     _try_master_keys(connection, keys)
     return _as_known(connection, settings)

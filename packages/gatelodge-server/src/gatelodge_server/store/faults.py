@@ -3,3 +3,7 @@
 
 class DatabaseFault(Exception):
     """The database cannot be used. The message says why, and holds no value of a row and no password."""
+
+
+class UnfitRow(Exception):
+    """Rows that a database cannot hold. The message names them by key or by rule, and says nothing else of what is in them."""

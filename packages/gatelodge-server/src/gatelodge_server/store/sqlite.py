@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NotSupportedError, ProgrammingError
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NotSupportedError, OperationalError, ProgrammingError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from gatelodge.errors import Unavailable
@@ -75,7 +76,16 @@ def sqlite_engine(
 
     event.listen(engine, "connect", on_connect)
     event.listen(engine, "begin", on_begin)
+    event.listen(engine, "handle_error", _tell_closed)
     return engine
+
+
+def _tell_closed(context: ExceptionContext) -> BaseException | None:
+    """A database that is closed to writes (``store/relocation.py``) says so by a trigger, which is no violated constraint."""
+    fault = context.original_exception
+    if getattr(fault, "sqlite_errorcode", None) == sqlite3.SQLITE_CONSTRAINT_TRIGGER:
+        return OperationalError(context.statement, None, fault, hide_parameters=True)
+    return None
 
 
 def _write_ahead(connection: sqlite3.Connection, deadline: float) -> None:

@@ -313,3 +313,20 @@ audit = Table(
     Column("detail", Text, nullable=False),
     sqlite_autoincrement=True,
 )
+
+relocation = Table(
+    "relocation",
+    metadata,
+    # One row at most, in each of the two databases of `database copy`; ``store/relocation.py`` says what its states mean.
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    # Drawn for each move: by it the two know that they belong together.
+    Column("move", LargeBinary(16), nullable=False),
+    Column("role", String(8), nullable=False),
+    Column("state", String(16), nullable=False),
+    # The address of the other one, without its password.
+    Column("other", Text, nullable=False),
+    # Of the new database: drawn by each run of the command. The last one writes, any other has been overtaken.
+    Column("copier", LargeBinary(16)),
+    Column("progress", Text),
+    Column("changed_at", BigInteger, nullable=False),
+)

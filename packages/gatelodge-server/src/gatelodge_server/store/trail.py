@@ -7,6 +7,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 
 from gatelodge_server.core.model import DAY, AuditEvent, Change, Instant
 from gatelodge_server.store.races import Turn, wait_for_turn
+from gatelodge_server.store.relocation import refuse_gone
 from gatelodge_server.store.tables import audit, change, replay, verification
 
 LAST_CHANGE: Final = "gatelodge.last_change"
@@ -50,14 +51,16 @@ def list_audit(connection: Connection, partner_id: str | None, since: Instant | 
 
 
 def list_changes(connection: Connection, after: int, limit: int) -> Sequence[Change]:
-    """The change sequence after a step."""
+    """The change sequence after a step. Raises ``Unavailable`` if the deployment has moved away: here it has ended."""
+    refuse_gone(connection)
     query = select(change.c.sequence, change.c.kind, change.c.subject, change.c.at)
     query = query.where(change.c.sequence > after).order_by(change.c.sequence).limit(limit)
     return [Change(*row) for row in connection.execute(query)]
 
 
 def last_change(connection: Connection) -> int:
-    """The last step of the change sequence."""
+    """The last step of the change sequence. Raises ``Unavailable`` as ``list_changes`` does."""
+    refuse_gone(connection)
     return int(connection.execute(select(func.coalesce(func.max(change.c.sequence), 0))).scalar_one())
 
 
