@@ -53,9 +53,13 @@ def wheel_programs() -> Path:
     programs = found.parent
     if processes.reachable(programs):
         return programs
-    copy = processes.working_directory("postgres-programs") / "install"
-    shutil.copytree(programs.parent, copy, symlinks=True)
-    return copy / "bin"
+    copy = processes.working_directory("postgres-programs")
+    installed = programs.parent
+    # The libraries are found by their place beside the package.
+    libraries = installed.parent.with_name(f"{installed.parent.name}.libs")
+    for source in (installed, libraries):
+        shutil.copytree(source, copy / source.relative_to(libraries.parent), symlinks=True)
+    return copy / programs.relative_to(libraries.parent)
 
 
 class PostgresServer:
