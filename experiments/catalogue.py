@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from experiments import canary, clocks, faults, growth, kills, order, reuse, rolling, spending, timing
+from experiments import canary, clocks, faults, growth, kills, order, quotas, reuse, rolling, spending, timing
 from experiments.ground import Experiment
 
 EXPERIMENTS: Final[Mapping[str, Experiment]] = {
@@ -17,6 +17,7 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = {
         reuse.REUSE,
         reuse.RETRY,
         clocks.EXPERIMENT,
+        quotas.EXPERIMENT,
         rolling.EXPERIMENT,
         timing.EXPERIMENT,
         growth.EXPERIMENT,

@@ -12,9 +12,10 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import event
+from sqlalchemy import Engine, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from gatelodge.errors import InvalidCredential, Unavailable
 from gatelodge_server.app import Lodge, assemble, open_store
@@ -35,8 +36,13 @@ from gatelodge_server.core.sessions import judge_refresh
 from gatelodge_server.deployment import system_clock
 from gatelodge_server.serve import WebApp, serve
 from gatelodge_server.settings import Settings, load_settings
+from gatelodge_server.store.address import SqliteAddress
+from gatelodge_server.store.database import database_at
+from gatelodge_server.store.address import PostgresAddress, SqliteAddress
+from gatelodge_server.store.database import database_at
+from gatelodge_server.store.postgres import PostgresDriver
 from gatelodge_server.store.sqlite import SqliteDriver
-from gatelodge_server.store.store import SqlStore
+from gatelodge_server.store.store import Driver, SqlStore
 from gatelodge_server.vault import Vault, system_entropy
 
 OFFSET_FILE: Final = "clock-offset"
@@ -53,6 +59,45 @@ class _LaxDriver(SqliteDriver):
         event.listen(self._writer, "connect", lambda connection, _: connection.execute(f"PRAGMA synchronous = {level}"))
 
 
+class _PostgresVariant(PostgresDriver):
+    """The driver of the settings' server, whose connections can be meddled with."""
+
+    def __init__(self, settings: Settings) -> None:
+        assert isinstance(settings.database, PostgresAddress)
+        super().__init__(settings.database, on_fault=lambda _: None, pool=settings.database_pool)
+
+    @property
+    def connections(self) -> Engine:
+        """What its connections come from."""
+        return self._engine.sync_engine
+
+
+class _AsynchronousDriver(_PostgresVariant):
+    """Commits without waiting for the disk."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+
+        def stop_waiting(connection: DBAPIConnection, _: object) -> None:
+            connection.cursor().execute("SET synchronous_commit = off")
+            connection.commit()
+
+        event.listen(self.connections, "connect", stop_waiting)
+
+
+class _UnlockedDriver(_PostgresVariant):
+    """Reads what it decides by without a lock."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+
+        def leave_the_lock_out(*call: Any) -> tuple[str, Any]:
+            _, _, statement, parameters, *_ = call
+            return statement.partition(" FOR UPDATE")[0], parameters
+
+        event.listen(self.connections, "before_cursor_execute", leave_the_lock_out, retval=True)
+
+
 class _Forgetful(SqlStore):
     """Forgets to look at the generation: every genuine token moves its session on."""
 
@@ -66,7 +111,7 @@ class _Forgetful(SqlStore):
 class _Hasty(SqlStore):
     """Acknowledges a refresh before it commits it. Unless it is killed in between, nobody can tell."""
 
-    def __init__(self, driver: SqliteDriver) -> None:
+    def __init__(self, driver: Driver) -> None:
         super().__init__(driver)
         self._ahead: dict[bytes, SessionStanding] = {}
         self._promised: asyncio.Queue[RefreshAttempt] = asyncio.Queue()
@@ -157,13 +202,26 @@ class _Telling(SqlStore):
 
 
 def _driver(settings: Settings) -> SqliteDriver:
-    return SqliteDriver(settings.database, on_fault=lambda _: None)
+    return SqliteDriver(_path(settings), on_fault=lambda _: None)
+
+
+def _path(settings: Settings) -> Path:
+    assert isinstance(settings.database, SqliteAddress)
+    return settings.database.path
+
+
+def _by_own_clock(settings: Settings) -> SqlStore:
+    """Judges windows by the clock of the node that asks, on whatever database."""
+    driver = database_at(settings.database, pool=settings.database_pool).driver(on_fault=lambda _: None)
+    return SqlStore(driver, store_now=lambda _: None)
 
 
 STORES: Final[Mapping[str, Callable[[Settings], SqlStore]]] = {
     "clock": open_store,
-    "sync-off": lambda settings: SqlStore(_LaxDriver(settings.database, "OFF")),
-    "sync-normal": lambda settings: SqlStore(_LaxDriver(settings.database, "NORMAL")),
+    "sync-off": lambda settings: SqlStore(_LaxDriver(_path(settings), "OFF")),
+    "sync-normal": lambda settings: SqlStore(_LaxDriver(_path(settings), "NORMAL")),
+    "sync-commit-off": lambda settings: SqlStore(_AsynchronousDriver(settings)),
+    "unlocked": lambda settings: SqlStore(_UnlockedDriver(settings)),
     "forgetful": lambda settings: _Forgetful(_driver(settings)),
     "hasty": lambda settings: _Hasty(_driver(settings)),
     "careless": lambda settings: _Careless(_driver(settings)),
@@ -171,6 +229,7 @@ STORES: Final[Mapping[str, Callable[[Settings], SqlStore]]] = {
     "by-the-clock": lambda settings: _ByTheClock(_driver(settings)),
     "deaf": lambda settings: _Deaf(_driver(settings)),
     "hoarding": lambda settings: _Hoarding(_driver(settings)),
+    "own-clock": _by_own_clock,
     "telling": lambda settings: _Telling(_driver(settings)),
 }
 
