@@ -73,7 +73,7 @@ def test_a_partner_is_added_shown_listed_suspended_resumed_and_deactivated(data)
     for verb, status in (("suspend", "suspended"), ("resume", "active"), ("deactivate", "deactivated")):
         answer = ask("partner", verb, "acme-motors", data=data)
         assert (set(answer), answer["partnerId"], answer["status"]) == (
-            {"partnerId", "status", "sequence"},
+            {"partnerId", "status", "sequence", "verifiers", "acknowledged"},
             "acme-motors",
             status,
         )
@@ -133,7 +133,8 @@ def test_keys_are_listed_rotated_and_revoked(data):
     assert refused("key", "rotate", partner.key_id, data=data).startswith("The API key has ended already")
 
     revoked = ask("key", "revoke", issued["keyId"], data=data)
-    assert (set(revoked), revoked["keyId"], revoked["status"]) == ({"keyId", "status", "sequence"}, issued["keyId"], "revoked")
+    assert (revoked["keyId"], revoked["status"]) == (issued["keyId"], "revoked")
+    assert set(revoked) == {"keyId", "status", "sequence", "verifiers", "acknowledged"}
     keys = {key["keyId"]: key["status"] for key in ask("key", "list", partner.id, data=data)}
     assert keys[issued["keyId"]] == "revoked"
 
@@ -328,7 +329,7 @@ def test_an_access_token_is_issued_listed_rotated_shown_and_revoked(data):
 
     newest = ask("token", "rotate", newer["tokenId"], data=data)
     revoked = ask("token", "revoke", issued["tokenId"], data=data)
-    assert set(revoked) == {"tokenId", "status", "sequence"}
+    assert set(revoked) == {"tokenId", "status", "sequence", "verifiers", "acknowledged"}
     assert (revoked["tokenId"], revoked["status"]) == (issued["tokenId"], "revoked")
     shown = {version["tokenId"]: version["status"] for version in ask("token", "show", newer["tokenId"], data=data)}
     assert shown == {newest["tokenId"]: "active", newer["tokenId"]: "rotated", issued["tokenId"]: "revoked"}
@@ -375,7 +376,8 @@ def test_the_key_of_a_live_token_is_not_retired(tmp_path):
         if key["state"] == "current" and key["purpose"] == "access":
             assert "live access tokens need it" in refused("signing-key", "retire", key["kid"], data=data)
             ask("partner", "deactivate", partner.id, data=data)
-            assert ask("signing-key", "retire", key["kid"], data=data) == {"kid": key["kid"], "state": "gone"}
+            gone = ask("signing-key", "retire", key["kid"], data=data)
+            assert (gone["kid"], gone["state"], gone["verifiers"]) == (key["kid"], "gone", 0)
 
 
 def test_companies_are_listed_over_all_pages(server, client, partner):

@@ -437,7 +437,7 @@ async def test_an_active_partner_that_has_lost_its_key_gets_another_under_its_id
 
 async def test_a_deactivated_partners_address_registers_anew(desk):
     first = await desk.verified()
-    assert await desk.registrations.deactivate(first.api_key) == first.partner_id
+    assert (await desk.registrations.deactivate(first.api_key)).partner_id == first.partner_id
     second = await desk.verified()
     assert second.partner_id == "acme-motors-2"
     assert (await desk.lodge.store.find_partner(first.partner_id)).status is PartnerStatus.DEACTIVATED

@@ -188,6 +188,13 @@ def test_every_answer_is_as_the_document_says(server, client, document, partner,
     tag = key_set(client).headers["etag"]
     say("GET", "/.well-known/jwks.json", headers={"If-None-Match": tag})
 
+    read = say("GET", "/auth/revocations").json()
+    say("GET", "/auth/revocations", params={"after": read["position"], "wait": "0.01", "verifier": "documented-1"})
+    for name, value in (("after", "x"), ("wait", "31"), ("verifier", "short")):
+        say("GET", "/auth/revocations", params={name: value})
+    for sequence in (read["sequence"], read["sequence"] + 1_000_000, -1):
+        say("POST", "/auth/revocations", json={"verifier": "documented-1", "sequence": sequence})
+
     say("POST", "/auth/login", json={"apiKey": partner.key})
     for body in ({"apiKey": "x"}, {"apiKey": revoked.key}, {"apiKey": suspended.key}, {}):
         say("POST", "/auth/login", json=body)
@@ -204,6 +211,8 @@ def test_every_answer_is_as_the_document_says(server, client, document, partner,
     say("POST", "/auth/logout", json={"refreshToken": "x"})
     say("POST", "/auth/logout")
     say("POST", "/auth/logout", headers=r_auth(log_in(client, partner.key)["jwt"]))
+    say("POST", "/auth/logout", json={"refreshToken": session["refreshToken"]}, params={"wait": "0"})
+    say("POST", "/auth/logout", json={"refreshToken": session["refreshToken"]}, params={"wait": "x"})
 
     for path in ("/companies", "/white-label-partner/create-company"):
         say("POST", path, json=company(), headers=me)
@@ -238,6 +247,9 @@ def test_every_answer_is_as_the_document_says(server, client, document, partner,
         say(method, path, headers=me, **options)
     say("POST", key, template="/companies/{companyId}/key", json={"overlapSeconds": -1}, headers=me)
     say("DELETE", one, template="/companies/{companyId}", headers=me)
+    another = f"/companies/{create_company(client, partner.key)['companyId']}"
+    say("DELETE", another, template="/companies/{companyId}", headers=me, params={"wait": "soon"})
+    say("DELETE", another, template="/companies/{companyId}", headers=me, params={"wait": "0"})
 
     _register(say, server, client)
 
@@ -269,6 +281,11 @@ def _register(say, server, client):
     say("POST", f"{REGISTER}/Rotate", headers=r_auth(old))
     say("GET", f"{REGISTER}/Usage", headers=r_auth(old))
     say("DELETE", REGISTER, headers=r_auth(key))
+    to = f"{fresh('documented')}@acme.example"
+    verified = {"contactEmail": to, "verificationCode": code_for(server, client, to)}
+    key = say("POST", f"{REGISTER}/Verify", json=verified).json()["apiKey"]
+    say("DELETE", REGISTER, headers=r_auth(key), params={"wait": "99"})
+    say("DELETE", REGISTER, headers=r_auth(key), params={"wait": "0"})
 
 
 def bearer_and(headers, other):

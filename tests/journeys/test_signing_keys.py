@@ -99,7 +99,7 @@ def test_r20_a_rotation_disturbs_nobody_and_a_retired_key_takes_its_tokens_along
         # Retired: gone from the key set, and with it every token that it signed. Their sessions go on.
         refused = command("signing-key", "retire", first["kid"], data=server.data)
         assert (refused.exit_code, refused.stderr) == (1, f"{SigningKeyInUse.detail}\n")
-        assert ask("signing-key", "retire", old, data=server.data) == {"kid": old, "state": "gone"}
+        assert ask("signing-key", "retire", old, data=server.data)["state"] == "gone"
         until(lambda: whoami(client, session["jwt"]) == (401, "invalid_credential"), "tokens of a retired key are refused")
         assert old not in {key["kid"] for key in client.get("/.well-known/jwks.json").json()["keys"]}
         assert states(server)[old] == "gone"

@@ -200,37 +200,37 @@ async def test_a_step_is_acknowledged_by_those_who_have_applied_it(node, other_n
     for _ in range(2):
         await node.revoke_key(key.id, now=START, by="test")
     last = await node.last_change()
-    assert await node.count_reach(last, within=10 * SECOND, now=START) == Reach(0, 0)
+    assert await node.count_reach(last, within=10 * SECOND, now=START) == Reach(last, 0, 0)
     assert await node.acknowledge_step(heard("verifier-1", last - 1)) is None
     assert await node.acknowledge_step(heard("verifier-2", last)) is None
     for sequence, acknowledged in ((last - 1, 2), (last, 1), (last + 1, 0)):
-        assert await node.count_reach(sequence, within=10 * SECOND, now=START) == Reach(2, acknowledged)
+        assert await node.count_reach(sequence, within=10 * SECOND, now=START) == Reach(sequence, 2, acknowledged)
     assert await node.acknowledge_step(heard("verifier-1", last)) is None
-    assert await node.count_reach(last, within=10 * SECOND, now=START) == Reach(2, 2)
+    assert await node.count_reach(last, within=10 * SECOND, now=START) == Reach(last, 2, 2)
     # What it said last counts: it may have begun anew.
     assert await node.acknowledge_step(heard("verifier-1", last - 1)) is None
-    assert await node.count_reach(last, within=10 * SECOND, now=START) == Reach(2, 1)
+    assert await node.count_reach(last, within=10 * SECOND, now=START) == Reach(last, 2, 1)
 
 
 @pytest.mark.parametrize("offset", AROUND)
 async def test_one_that_was_not_seen_for_the_whole_staleness_does_not_count(node, key, offset):
     await node.acknowledge_step(heard("verifier-1", 1))
     assert await node.count_reach(1, within=10 * SECOND, now=START + 10 * SECOND + offset) == (
-        Reach(1, 1) if offset < 0 else Reach(0, 0)
+        Reach(1, 1, 1) if offset < 0 else Reach(1, 0, 0)
     )
 
 
 async def test_a_step_that_is_not_there_is_acknowledged_by_nobody(node, key):
     last = await node.last_change()
     assert await node.acknowledge_step(heard("verifier-1", last + 1)) == Refused(StepNotFound)
-    assert await node.count_reach(0, within=DAY, now=START) == Reach(0, 0)
+    assert await node.count_reach(0, within=DAY, now=START) == Reach(0, 0, 0)
 
 
 @pytest.mark.parametrize("offset", AROUND)
 async def test_one_that_is_long_gone_is_forgotten(node, key, offset):
     await node.acknowledge_step(heard("verifier-1", 1))
     assert await node.forget_verifiers(away_for=HOUR, now=START + HOUR + offset) == (1 if offset > 0 else 0)
-    assert await node.count_reach(0, within=DAY, now=START + HOUR) == (Reach(0, 0) if offset > 0 else Reach(1, 1))
+    assert await node.count_reach(0, within=DAY, now=START + HOUR) == (Reach(0, 0, 0) if offset > 0 else Reach(0, 1, 1))
 
 
 async def test_there_is_room_for_so_many_and_those_who_are_there_stay(node, key):
@@ -254,5 +254,5 @@ async def test_one_that_asks_two_nodes_at_once_is_one_and_is_there(node, other_n
 async def test_all_nodes_count_by_one_clock_where_the_database_has_one(store, other_node, key):
     """A node whose own clock is wrong sees and counts as the others do; where there is no such clock the asker's has to do."""
     await store.acknowledge_step(heard("verifier-1", 1))
-    assert await store.count_reach(1, within=10 * SECOND, now=START) == Reach(1, 1)
-    assert await other_node.count_reach(1, within=10 * SECOND, now=START) == Reach(1, 1)
+    assert await store.count_reach(1, within=10 * SECOND, now=START) == Reach(1, 1, 1)
+    assert await other_node.count_reach(1, within=10 * SECOND, now=START) == Reach(1, 1, 1)

@@ -26,13 +26,16 @@ from gatelodge_server.commands import (
     KeyId,
     PartnerId,
     Record,
+    WaitFlag,
     app,
     command,
     duration_of,
     instant_of,
     line_of,
     option,
+    reach_of,
     refuse,
+    seconds_of,
     settings_or_exit,
     show,
     slug,
@@ -102,22 +105,27 @@ async def partner_show(lodge: "Lodge", partner: PartnerId) -> Record:
 
 
 @command(GROUPS["partner"], "suspend")
-async def partner_suspend(lodge: "Lodge", partner: PartnerId) -> Record:
+async def partner_suspend(lodge: "Lodge", partner: PartnerId, wait: WaitFlag = "0s") -> Record:
     """Refuse a partner and its companies until it is resumed. Its sessions end for good."""
-    return {"partnerId": partner, "status": "suspended", "sequence": await lodge.partners.suspend(partner, by=BY)}
+    seconds = seconds_of(wait)
+    sequence = await lodge.partners.suspend(partner, by=BY)
+    return {"partnerId": partner, "status": "suspended", **await reach_of(lodge, sequence, seconds)}
 
 
 @command(GROUPS["partner"], "resume")
-async def partner_resume(lodge: "Lodge", partner: PartnerId) -> Record:
+async def partner_resume(lodge: "Lodge", partner: PartnerId, wait: WaitFlag = "0s") -> Record:
     """Let a suspended partner in again."""
-    return {"partnerId": partner, "status": "active", "sequence": await lodge.partners.resume(partner, by=BY)}
+    seconds = seconds_of(wait)
+    sequence = await lodge.partners.resume(partner, by=BY)
+    return {"partnerId": partner, "status": "active", **await reach_of(lodge, sequence, seconds)}
 
 
 @command(GROUPS["partner"], "deactivate")
-async def partner_deactivate(lodge: "Lodge", partner: PartnerId) -> Record:
+async def partner_deactivate(lodge: "Lodge", partner: PartnerId, wait: WaitFlag = "0s") -> Record:
     """End a partner, its companies, keys and sessions, for good."""
+    seconds = seconds_of(wait)
     sequence = await lodge.partners.deactivate(partner, by=BY)
-    return {"partnerId": partner, "status": "deactivated", "sequence": sequence}
+    return {"partnerId": partner, "status": "deactivated", **await reach_of(lodge, sequence, seconds)}
 
 
 # --- keys -----------------------------------------------------------------------------------------------------------------
@@ -147,16 +155,21 @@ async def key_rotate(
     lodge: "Lodge",
     key: KeyId,
     overlap: Annotated[str, typer.Option(help="for how long the old key works on, such as 1h")] = "0s",
+    wait: WaitFlag = "",
 ) -> Record:
     """Replace an API key. Prints the new one, which is shown this once; sessions of the old one end with it."""
+    seconds = seconds_of(wait) if wait else None
     issued = await lodge.credentials.rotate(key, overlap=duration_of(overlap), by=BY)
-    return {"keyId": issued.credential.id, "apiKey": issued.text.reveal()}
+    reach = {} if seconds is None else await reach_of(lodge, issued.sequence, seconds)
+    return {"keyId": issued.credential.id, "apiKey": issued.text.reveal(), **reach}
 
 
 @command(GROUPS["key"], "revoke")
-async def key_revoke(lodge: "Lodge", key: KeyId) -> Record:
+async def key_revoke(lodge: "Lodge", key: KeyId, wait: WaitFlag = "0s") -> Record:
     """End an API key and every session that it started."""
-    return {"keyId": key, "status": "revoked", "sequence": await lodge.credentials.revoke(key, by=BY)}
+    seconds = seconds_of(wait)
+    sequence = await lodge.credentials.revoke(key, by=BY)
+    return {"keyId": key, "status": "revoked", **await reach_of(lodge, sequence, seconds)}
 
 
 # --- companies ------------------------------------------------------------------------------------------------------------

@@ -222,5 +222,17 @@ def slug(text: str) -> str:
     return text
 
 
+def seconds_of(text: str) -> float:
+    """The length of time that a person has typed, in seconds; a bare number is seconds too."""
+    return duration_of(f"{text}s" if text.isdigit() else text) / SECOND
+
+
+async def reach_of(lodge: "Lodge", sequence: int | None, wait: float) -> Record:
+    """How far the revocation that was step ``sequence`` has got with those who verify offline, after ``wait`` seconds."""
+    reach = await lodge.revocations.reach(sequence, wait=wait)
+    return {"sequence": reach.sequence, "verifiers": reach.verifiers, "acknowledged": reach.acknowledged}
+
+
+WaitFlag = Annotated[str, typer.Option(help="for how long to wait until all offline verifiers have heard of it, such as 10s")]
 PartnerId = Annotated[str, typer.Argument(metavar="PARTNER", help="the partner's id")]
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="the key's id, as `key list` shows it")]

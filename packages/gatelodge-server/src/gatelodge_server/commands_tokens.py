@@ -5,7 +5,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gatelodge_server.commands import BY, GROUPS, PartnerId, Record, command, duration_of, line_of, when
+from gatelodge_server.commands import (
+    BY,
+    GROUPS,
+    PartnerId,
+    Record,
+    WaitFlag,
+    command,
+    duration_of,
+    line_of,
+    reach_of,
+    seconds_of,
+    when,
+)
 from gatelodge_server.core.access_tokens import IssuedToken
 from gatelodge_server.core.credentials import credential_status
 from gatelodge_server.core.model import AccessToken, Instant, KeyPurpose
@@ -67,15 +79,21 @@ async def token_rotate(
     lodge: "Lodge",
     token: TokenId,
     overlap: Annotated[str, typer.Option(help="for how long the old token works on, such as 1h")] = "0s",
+    wait: WaitFlag = "",
 ) -> Record:
     """Replace an access token. Prints the new one, which is done this once."""
-    return _issued_record(await lodge.access_tokens.rotate(token, overlap=duration_of(overlap), by=BY))
+    seconds = seconds_of(wait) if wait else None
+    issued = await lodge.access_tokens.rotate(token, overlap=duration_of(overlap), by=BY)
+    reach = {} if seconds is None else await reach_of(lodge, issued.sequence, seconds)
+    return {**_issued_record(issued), **reach}
 
 
 @command(GROUPS["token"], "revoke")
-async def token_revoke(lodge: "Lodge", token: TokenId) -> Record:
+async def token_revoke(lodge: "Lodge", token: TokenId, wait: WaitFlag = "0s") -> Record:
     """End an access token for good. Its other versions are not concerned."""
-    return {"tokenId": token, "status": "revoked", "sequence": await lodge.access_tokens.revoke(token, by=BY)}
+    seconds = seconds_of(wait)
+    sequence = await lodge.access_tokens.revoke(token, by=BY)
+    return {"tokenId": token, "status": "revoked", **await reach_of(lodge, sequence, seconds)}
 
 
 # --- signing keys ---------------------------------------------------------------------------------------------------------
@@ -125,10 +143,13 @@ async def signing_key_rotate(lodge: "Lodge", purpose: PurposeFlag = None) -> Rec
 
 # One kid in 64 begins with a hyphen: base64url.
 @command(GROUPS["signing-key"], "retire", context={"ignore_unknown_options": True})
-async def signing_key_retire(lodge: "Lodge", kid: Annotated[str, typer.Argument(metavar="KID")]) -> Record:
+async def signing_key_retire(
+    lodge: "Lodge", kid: Annotated[str, typer.Argument(metavar="KID")], wait: WaitFlag = "0s"
+) -> Record:
     """Withdraw a key at once, and with it every JWT that it signed. For a key that may have got out: rotate first.
 
     A key for access tokens is refused while a live one needs it, and goes by itself when none does.
     """
-    await lodge.signing_keys.retire(kid, by=BY)
-    return {"kid": kid, "state": "gone"}
+    seconds = seconds_of(wait)
+    sequence = await lodge.signing_keys.retire(kid, by=BY)
+    return {"kid": kid, "state": "gone", **await reach_of(lodge, sequence, seconds)}

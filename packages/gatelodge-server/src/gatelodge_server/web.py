@@ -19,6 +19,7 @@ from gatelodge_server.http.guard import Guard
 from gatelodge_server.http.metadata import MetadataRoutes
 from gatelodge_server.http.openapi import pages
 from gatelodge_server.http.operation import Operation
+from gatelodge_server.http.reach import ReachReport
 from gatelodge_server.http.registration import RegistrationRoutes
 from gatelodge_server.http.revocations import RevocationRoutes
 from gatelodge_server.http.sessions import SessionRoutes
@@ -33,7 +34,9 @@ def operations_of(lodge: Lodge) -> Sequence[Operation]:
     guard = Guard(lodge.verifier)
     settings = lodge.settings
     attempts = Attempts(settings.login_failure_limit)
+    reach = ReachReport(revocations=lodge.revocations, draining=lodge.draining)
     registration = RegistrationRoutes(
+        reach=reach,
         registrations=lodge.registrations,
         quotas=lodge.quotas,
         guard=guard,
@@ -42,8 +45,8 @@ def operations_of(lodge: Lodge) -> Sequence[Operation]:
     )
     return [
         *registration.operations(registration=settings.registration == "on"),
-        *SessionRoutes(sessions=lodge.sessions, guard=guard, attempts=attempts).operations(),
-        *CompanyRoutes(companies=lodge.companies, guard=guard).operations(),
+        *SessionRoutes(sessions=lodge.sessions, guard=guard, attempts=attempts, reach=reach).operations(),
+        *CompanyRoutes(companies=lodge.companies, guard=guard, reach=reach).operations(),
         *RevocationRoutes(revocations=lodge.revocations, draining=lodge.draining).operations(),
         *MetadataRoutes(
             store=lodge.store,

@@ -56,6 +56,8 @@ class IssuedToken:
 
     token: AccessToken
     text: Secret
+    sequence: int | None = None
+    """Of the change that it came with."""
 
 
 class AccessTokenStore(TokenStore, PartnerStore, DeploymentStore, Protocol):
@@ -160,5 +162,5 @@ def _unless_refused(issued: IssuedToken, outcome: Done | Refused) -> IssuedToken
             raise Unavailable
         case Refused(reason):
             raise reason
-        case _:
-            return issued
+        case done:
+            return replace(issued, sequence=done.sequence)

@@ -12,7 +12,7 @@ The other two files: ``store/keys.py`` reads the standing, ``http/guard.py`` hea
 import hashlib
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -109,6 +109,8 @@ class IssuedKey:
 
     credential: Credential
     text: Secret
+    sequence: int | None = None
+    """Of the change that put it in the place of another."""
 
 
 class PresentedKey(NamedTuple):
@@ -169,8 +171,8 @@ class Credentials:
         match await self._store.roll_key(key_id, issued.credential, ends_at=now + overlap, now=now, by=by):
             case Refused(reason):
                 raise reason
-            case _:
-                return issued
+            case done:
+                return replace(issued, sequence=done.sequence)
 
     async def revoke(self, key_id: str, *, by: str) -> int:
         """End a key and every session that it started. The change's sequence number. Raises ``KeyNotFound``."""

@@ -44,6 +44,7 @@ from gatelodge_server.core.ports import (
     Challenge,
     Confirmation,
     Confirmed,
+    Deactivated,
     Digester,
     Limited,
     MailLimits,
@@ -330,8 +331,8 @@ class Registrations:
             raise PartnerNotFound
         return Standing(registrant, key)
 
-    async def deactivate(self, presented: Secret) -> str:
-        """End the partner of the presenter of a key, for good. The partner's id.
+    async def deactivate(self, presented: Secret) -> Deactivated:
+        """End the partner of the presenter of a key, for good.
 
         Raises a ``Rejected``; ``NotAllowed`` for a company's key, and for a partner that has not registered itself: what a
         partner manager has made, one API key that got out does not end.
@@ -342,7 +343,7 @@ class Registrations:
                 raise reason
             case done:
                 self._on_mail_queued()
-                return done.partner_id
+                return done
 
     async def _confirm(self, address: str, code: Secret, challenge: Challenge, now: Instant) -> VerifiedKey:
         issued = self._credentials.issue(challenge.partner_id or "", None, now)

@@ -25,7 +25,7 @@ from gatelodge.errors import CredentialRevoked, InvalidCredential, PartnerSuspen
 from gatelodge_server.core.credentials import END_REASONS
 from gatelodge_server.core.following import ChangeFollower
 from gatelodge_server.core.model import DAY, HOUR, SECOND, Change, Clock, Duration, EndCause, Instant, PartnerStatus
-from gatelodge_server.core.ports import Acknowledgement, Reach, Refused, Revocation, RevocationStore, Tail
+from gatelodge_server.core.ports import Acknowledgement, Reach, Refused, Revocation, RevocationStore, Tail, TrailStore
 from gatelodge_server.core.refusals import StepNotFound, TooManyRequests
 
 VERIFIERS_MAX: Final = 1_000
@@ -146,7 +146,7 @@ class Page:
     """Whether anything has changed since the position that was asked with."""
 
 
-class FeedStore(RevocationStore, Protocol):
+class FeedStore(RevocationStore, TrailStore, Protocol):
     """What the feed needs of a store."""
 
 
@@ -283,16 +283,19 @@ class Revocations:
         if isinstance(outcome, Refused):
             raise TooManyRequests(int(self.max_staleness)) if outcome.reason is TooManyRequests else outcome.reason()
 
-    async def reach(self, sequence: int, *, wait: float = 0.0) -> Reach:
-        """How many verifiers there are, and how many of them have applied a step.
+    async def reach(self, sequence: int | None, *, wait: float = 0.0, leave: Callable[[], bool] = lambda: False) -> Reach:
+        """How many verifiers there are, and how many of them have applied a step; ``None``: the last one there is.
 
-        Waits ``wait`` seconds for all, but no longer than until those that have not are refusing everything anyway.
+        Waits ``wait`` seconds for all, but no longer than until those that have not are refusing everything anyway, nor once
+        ``leave`` says so.
         """
+        if sequence is None:
+            sequence = await self._store.last_change()
         until = self._monotonic() + min(wait, self.max_staleness + _COUNT_AGAIN)
         within = int(self.max_staleness * SECOND)
         while True:
             reach = await self._store.count_reach(sequence, within=within, now=self._clock())
-            if reach.acknowledged >= reach.verifiers or self._monotonic() >= until:
+            if reach.acknowledged >= reach.verifiers or self._monotonic() >= until or leave():
                 return reach
             await self._pause(_COUNT_AGAIN)
 

@@ -218,15 +218,20 @@ class Sessions:
             case unreachable:
                 assert_never(unreachable)
 
+    def session_of(self, token: Secret) -> bytes:
+        """The id of the session of a refresh token, spent or not. Raises a ``Rejected``."""
+        return self._refresh_tokens.read(token).session_id
+
     async def log_out(self, token: Secret) -> bytes:
         """End the session of a refresh token, spent or not; its id. Ending it twice is no fault. Raises a ``Rejected``."""
-        session_id = self._refresh_tokens.read(token).session_id
+        session_id = self.session_of(token)
         await self.end(session_id)
         return session_id
 
-    async def end(self, session_id: bytes) -> None:
-        """End a session at its holder's wish."""
-        await self._store.end_session(session_id, cause=SessionEnd.LOGOUT, now=self._clock(), by="session")
+    async def end(self, session_id: bytes) -> int | None:
+        """End a session at its holder's wish. The change's sequence number; ``None`` if it had ended before."""
+        done = await self._store.end_session(session_id, cause=SessionEnd.LOGOUT, now=self._clock(), by="session")
+        return None if done is None else done.sequence
 
     async def authenticate(self, session_id: bytes) -> Holder:
         """Whom a session speaks for at this moment, whatever a JWT says. Raises the reason if nobody."""

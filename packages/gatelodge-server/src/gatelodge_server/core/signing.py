@@ -221,13 +221,16 @@ class SigningKeys:
         keys = await self.list_keys()
         return max((key for key in keys if key.signs_from is not None), key=lambda key: key.signs_from or 0)
 
-    async def retire(self, kid: str, *, by: str) -> None:
-        """Withdraw a key of any ring, and with it what it signed. Raises ``SigningKeyNotFound`` or ``SigningKeyInUse``."""
+    async def retire(self, kid: str, *, by: str) -> int:
+        """Withdraw a key of any ring, and with it what it signed. The change's sequence number.
+
+        Raises ``SigningKeyNotFound`` or ``SigningKeyInUse``.
+        """
         match await self._store.retire_signing_key(kid, now=self._clock(), by=by):
             case Refused(reason):
                 raise reason
-            case _:
-                return
+            case done:
+                return done.sequence
 
     def hear(self, kind: str, _subject: str) -> None:
         """Something has changed (``following.ChangeFollower``). If it is a signing key, what was read before is not used again.

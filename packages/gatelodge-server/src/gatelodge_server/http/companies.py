@@ -30,6 +30,7 @@ from gatelodge_server.http.fields import (
 from gatelodge_server.http.guard import Guard
 from gatelodge_server.http.operation import Answer, Call, Operation, invalid_parameter
 from gatelodge_server.http.problems import InvalidIdempotencyKey
+from gatelodge_server.http.reach import WAIT_FOR_REACH, ReachAnswer, ReachReport, wait_in
 from gatelodge_server.http.sessions import CREDENTIAL_REFUSALS, rfc3339
 
 _PAGE: Final = 50
@@ -101,8 +102,9 @@ class CompaniesAnswer(msgspec.Struct, rename="camel", frozen=True):
 class CompanyRoutes:
     """The handlers of `/companies…`."""
 
-    def __init__(self, *, companies: Companies, guard: Guard) -> None:
+    def __init__(self, *, companies: Companies, guard: Guard, reach: ReachReport) -> None:
         self._companies = companies
+        self._reach = reach
         self._guard = guard
 
     async def create(self, call: Call, body: CompanyBody) -> Answer:
@@ -140,9 +142,8 @@ class CompanyRoutes:
 
     async def delete(self, call: Call, _: None) -> Answer:
         """End a company."""
-        partner_id = call.holder.partner_id
-        await self._companies.delete(partner_id, _company_id(call))
-        return Answer(HTTPStatus.NO_CONTENT)
+        partner_id, wait = call.holder.partner_id, wait_in(call)
+        return await self._reach.answer(await self._companies.delete(partner_id, _company_id(call)), wait)
 
     def operations(self) -> Sequence[Operation]:
         """What is served here."""
@@ -220,7 +221,8 @@ class CompanyRoutes:
                 summary="Delete a company",
                 description="End the company, its API keys and its sessions.",
                 handler=self.delete,
-                answers={204: None},
+                answers={204: None, 200: ReachAnswer},
+                parameters=WAIT_FOR_REACH,
                 refusals=(*_REFUSALS, CompanyNotFound),
                 credential=_CREDENTIAL,
                 admit=self._guard.partner,

@@ -26,6 +26,7 @@ from gatelodge_server.http.fields import Agreement, IntendedUse, Name, Registran
 from gatelodge_server.http.guard import Guard
 from gatelodge_server.http.operation import Answer, Call, Operation
 from gatelodge_server.http.problems import InvalidIdempotencyKey, NotFound, TooManyFailures
+from gatelodge_server.http.reach import WAIT_FOR_REACH, ReachAnswer, ReachReport, wait_in
 from gatelodge_server.http.sessions import CREDENTIAL_REFUSALS, rfc3339
 from gatelodge_server.log import log
 
@@ -131,8 +132,16 @@ class RegistrationRoutes:
     """The handlers of `/api/v2/Partners/Register…`. ``requests`` counts registrations, ``failures`` wrong codes."""
 
     def __init__(
-        self, *, registrations: Registrations, quotas: Quotas, guard: Guard, requests: Attempts, failures: Attempts
+        self,
+        *,
+        registrations: Registrations,
+        quotas: Quotas,
+        guard: Guard,
+        requests: Attempts,
+        failures: Attempts,
+        reach: ReachReport,
     ) -> None:
+        self._reach = reach
         self._registrations = registrations
         self._quotas = quotas
         self._guard = guard
@@ -199,15 +208,16 @@ class RegistrationRoutes:
 
     async def deactivate(self, call: Call, _: None) -> Answer:
         """End the caller's partner. The key is judged by the verb that ends it: whoever is suspended stays suspended."""
-        partner_id = await self._registrations.deactivate(await self._guard.unjudged_key(call))
+        wait = wait_in(call)
+        done = await self._registrations.deactivate(await self._guard.unjudged_key(call))
         log.info(
             "partner.deactivated",
-            partner=partner_id,
+            partner=done.partner_id,
             credential=call.subject,
             address=call.address,
             request_id=call.request_id,
         )
-        return Answer(HTTPStatus.NO_CONTENT)
+        return await self._reach.answer(done.sequence, wait)
 
     def operations(self, *, registration: bool = True) -> Sequence[Operation]:
         """What is served here; without ``registration`` only what is for partners that there are."""
@@ -295,7 +305,8 @@ class RegistrationRoutes:
                     "`insufficient_scope`, and asks the manager."
                 ),
                 handler=self.deactivate,
-                answers={204: None},
+                answers={204: None, 200: ReachAnswer},
+                parameters=WAIT_FOR_REACH,
                 refusals=_REFUSALS,
                 credential=_CREDENTIAL,
             ),

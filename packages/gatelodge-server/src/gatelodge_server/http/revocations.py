@@ -33,11 +33,10 @@ from gatelodge_server.http.operation import (
     send_problem,
 )
 from gatelodge_server.http.problems import Refused
+from gatelodge_server.http.reach import WAIT_MAX, wait_in
 from gatelodge_server.http.sessions import rfc3339
 
 PATH: Final = "/auth/revocations"
-WAIT_MAX: Final = 30.0
-"""Seconds."""
 _WAITING_MAX: Final = 2_000
 """So many may wait on one process, however many processes there are."""
 _WAITING_EACH: Final = 100
@@ -45,7 +44,6 @@ _WAITING_EACH: Final = 100
 _BEATS: Final = 3
 """An event stream says something so many times in each maximum staleness."""
 _VERIFIER: Final = re.compile(r"[A-Za-z0-9._-]{8,64}", re.ASCII)
-_WAIT: Final = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3})?", re.ASCII)
 _EVENT_STREAM: Final = b"text/event-stream"
 _NO_STORE: Final = (b"cache-control", b"no-store")
 
@@ -91,14 +89,6 @@ class AcknowledgementBody(msgspec.Struct, rename="camel", frozen=True):
     sequence: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
-class ReachAnswer(msgspec.Struct, rename="camel", frozen=True):
-    """Which step of the sequence something was, how many verifiers there are, and how many of them have applied it."""
-
-    sequence: int
-    verifiers: int
-    acknowledged: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Feed(Operation):
     """An operation that may take its time, and finds out when nobody waits for its answer any more."""
@@ -133,7 +123,7 @@ class RevocationRoutes:
             with self._place(call):
                 await self._stream(position, receive, send)
             return
-        position, wait = _position_of(after, "after"), wait_of(query.get("wait"))
+        position, wait = _position_of(after, "after"), wait_in(call) or 0.0
         with self._place(call):
             async with _until_gone(receive) as (leave, is_gone):
                 async with self._leaving(leave):
@@ -295,15 +285,6 @@ def _position_of(text: str | None, name: str) -> Position | None:
         return Position.parse(text)
     except ValueError as fault:
         raise invalid_parameter(name, str(fault)) from fault
-
-
-def wait_of(text: str | None, *, longest: float = WAIT_MAX) -> float:
-    """The seconds to wait that a query names; 0 if it names none. Raises ``InvalidFields``."""
-    if text is None:
-        return 0.0
-    if _WAIT.fullmatch(text) is None or float(text) > longest:
-        raise invalid_parameter("wait", f"must be a number of seconds from 0 to {longest:.0f}")
-    return float(text)
 
 
 def _verifier_of(text: str | None) -> str | None:

@@ -27,6 +27,7 @@ from gatelodge_server.http.attempts import Attempts
 from gatelodge_server.http.guard import Guard, key_id_of
 from gatelodge_server.http.operation import Answer, Call, Operation
 from gatelodge_server.http.problems import InvalidIdempotencyKey, TooManyFailures
+from gatelodge_server.http.reach import WAIT_FOR_REACH, ReachAnswer, ReachReport, wait_in
 from gatelodge_server.log import log
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -84,8 +85,9 @@ class TokensAnswer(msgspec.Struct, rename="camel", frozen=True):
 class SessionRoutes:
     """The handlers of `/auth/…`."""
 
-    def __init__(self, *, sessions: Sessions, guard: Guard, attempts: Attempts) -> None:
+    def __init__(self, *, sessions: Sessions, guard: Guard, attempts: Attempts, reach: ReachReport) -> None:
         self._sessions = sessions
+        self._reach = reach
         self._guard = guard
         self._attempts = attempts
 
@@ -112,17 +114,18 @@ class SessionRoutes:
 
     async def log_out(self, call: Call, body: LogoutBody | None) -> Answer:
         """End a session."""
+        wait = wait_in(call)
         if body is not None and body.refresh_token is not None:
             try:
-                session_id = await self._sessions.log_out(body.refresh_token)
+                session_id = self._sessions.session_of(body.refresh_token)
             except InvalidCredential:
                 await self._attempts.count(call.address)
                 raise
         else:
             session_id = await self._guard.session(call)
-            await self._sessions.end(session_id)
+        sequence = await self._sessions.end(session_id)
         log.info("session.ended", session=session_id.hex(), address=call.address, request_id=call.request_id)
-        return Answer(HTTPStatus.NO_CONTENT)
+        return await self._reach.answer(sequence, wait)
 
     def operations(self) -> Sequence[Operation]:
         """What is served here."""
@@ -165,7 +168,8 @@ class SessionRoutes:
                 body_optional=True,
                 credential="the session JWT, unless the body holds a refresh token",
                 credential_optional=True,
-                answers={204: None},
+                answers={204: None, 200: ReachAnswer},
+                parameters=WAIT_FOR_REACH,
                 refusals=(*CREDENTIAL_REFUSALS, NoCredential, TooManyFailures),
             ),
         ]

@@ -174,12 +174,16 @@ def _now(connection: Connection, asked_at: Instant, store_now: StoreClock) -> In
     return asked_at if there is None else there
 
 
-def count_reach(connection: Connection, sequence: int, within: Duration, now: Instant, store_now: StoreClock) -> Reach:
-    """How many are there, and how many of them have applied a step."""
+def count_reach(connection: Connection, asked: Sequence[tuple[int, Duration, Instant]], store_now: StoreClock) -> list[Reach]:
+    """Of each step: how many are there, and how many of them have applied it."""
+    return [_count_reach(connection, *one, store_now) for one in asked]
+
+
+def _count_reach(connection: Connection, sequence: int, within: Duration, now: Instant, store_now: StoreClock) -> Reach:
     has_applied = func.count().filter(verifier.c.sequence >= sequence)
     query = select(func.count(), has_applied).where(verifier.c.seen_at > _now(connection, now, store_now) - within)
     verifiers, acknowledged = connection.execute(query).one()
-    return Reach(int(verifiers), int(acknowledged))
+    return Reach(sequence, int(verifiers), int(acknowledged))
 
 
 def forget_verifiers(connection: Connection, away_for: Duration, now: Instant, store_now: StoreClock) -> int:

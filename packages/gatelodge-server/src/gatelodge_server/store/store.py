@@ -130,6 +130,9 @@ class SqlStore:
         self._read_revocations: Batch[tuple[int, int], Tail] = Batch(
             lambda all_: driver.read(revocations.read_revocations, all_)
         )
+        self._count_reach: Batch[tuple[int, Duration, Instant], Reach] = Batch(
+            lambda all_: driver.read(revocations.count_reach, all_, store_now)
+        )
         self._acknowledge: Batch[Acknowledgement, Refused | None] = Batch(
             lambda all_: driver.write(revocations.acknowledge_steps, all_, store_now)
         )
@@ -348,7 +351,7 @@ class SqlStore:
         return await self._acknowledge(acknowledgement)
 
     async def count_reach(self, sequence: int, *, within: Duration, now: Instant) -> Reach:
-        return await self._driver.read(revocations.count_reach, sequence, within, now, self._store_now)
+        return await self._count_reach((sequence, within, now))
 
     async def forget_verifiers(self, *, away_for: Duration, now: Instant) -> int:
         return await self._driver.write(revocations.forget_verifiers, away_for, now, self._store_now)

@@ -65,6 +65,7 @@ class Acknowledgement:
 class Reach(NamedTuple):
     """How many follow, and how many of them have applied a step."""
 
+    sequence: int
     verifiers: int
     acknowledged: int
 
