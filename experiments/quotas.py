@@ -2,8 +2,8 @@
 
 Four nodes on one PostgreSQL; 24 workers that send one request after the other, without a pause. The clock of the database is
 the true one (libfaketime sets it to shortly before a full hour); those of the nodes are off by up to 30 s. Round by round the
-clocks go on to the end of the hour, so each hour is seen at its beginning and at its end. In the rough rounds one node is frozen
-with what it has leased until the hour is over, one is killed and started again, and the clock of one steps by a minute.
+clocks go on to the end of the hour, so each hour is seen at its beginning and at its end. In the rough rounds one node is
+frozen with what it has leased until the hour is over, one is killed and started again, and the clock of one steps by a minute.
 
 The workers write down when they sent and when they were answered. A 200 between whose two moments the hour ends may be of
 either; all others are of one. None may be one too many, and none may speak of a window (``X-RateLimit-Reset``) that was over
@@ -225,13 +225,13 @@ def run(ground: Ground) -> Verdict:
     rounds = [False] * ground.scale(4, 2) + [True] * ground.scale(6, 1)
     limit = ground.scale(500, 100)
     work = _measure(ground, "quotas", rounds, limit=limit, seconds=ground.scale(8, 4), variant=None)
-    return bounded(work, seconds=60 + 30 * len(rounds))
+    return bounded(work, seconds=180 + 40 * len(rounds))
 
 
 def control(ground: Ground) -> Verdict:
     """Calm rounds, on nodes that go by their own clocks."""
     work = _measure(ground, "quotas-control", [False] * 2, limit=100, seconds=4, variant=program("own-clock"))
-    return bounded(work, seconds=120)
+    return bounded(work, seconds=300)
 
 
 EXPERIMENT = Experiment(

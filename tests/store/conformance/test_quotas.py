@@ -4,10 +4,11 @@ Most of them go by the clock of whoever asks, so that a test may say what time i
 """
 
 import asyncio
+from random import Random
 
 import pytest
 from given import AROUND, START, a_company, a_key, a_partner, a_replay, a_signing_key, a_token
-from sqlalchemy import select
+from sqlalchemy import Engine, event, select
 
 from gatelodge.errors import Unavailable
 from gatelodge_server.core.model import DAY, HOUR, KeyPurpose, Tier
@@ -15,6 +16,7 @@ from gatelodge_server.core.ports import Done, LastUse, QuotaAsk, Refused, UsageM
 from gatelodge_server.core.refusals import IdempotencyKeySpent
 from gatelodge_server.deployment import system_clock
 from gatelodge_server.store.clock import store_now
+from gatelodge_server.store.quotas import lease_quotas, note_usage
 from gatelodge_server.store.store import SqlStore
 from gatelodge_server.store.tables import quota
 
@@ -198,6 +200,80 @@ async def test_p5_the_window_that_a_wrong_clock_left_is_known_when_it_comes_back
         await store.lease_quota(an_ask(100))
         assert (await store.lease_quota(an_ask(1, now=START + ahead))).granted in {0, 1}
         assert (await other_node.lease_quota(an_ask(1))).granted == 0
+
+
+# --- the order of locks ---
+
+
+@pytest.fixture
+def rows_at_once():
+    """What statements are told that are for several rows."""
+    told = []
+
+    def listen(connection, statement, several, one, _):
+        if len(several) > 1:
+            told.append((str(statement).split()[:2], [next(iter(row.values())) for row in several]))
+
+    event.listen(Engine, "before_execute", listen)
+    yield told
+    event.remove(Engine, "before_execute", listen)
+
+
+async def test_whoever_locks_several_rows_locks_them_in_the_order_of_their_keys(store, key, backend, rows_at_once):
+    """Else two nodes wait for each other in a circle."""
+    names = ["partner-c", "partner-a", "partner-b"]
+    for name in names:
+        await store.add_partner(a_partner(name), a_key(name), by="test")
+    ids = {name: (await store.list_keys(name))[0].id for name in names}
+    await store.establish_signing_keys([a_signing_key("ring", signs_from=START, purpose=KeyPurpose.ACCESS)], now=START)
+    tokens = [a_token("ring", name) for name in names]
+    for token in tokens:
+        await store.issue_token(token, by="test")
+    driver = backend.driver()
+    for want in (1, 2):  # the first makes the rows
+        asks = [an_ask(want, partner_id=name) for name in names]
+        leases = await driver.write(lease_quotas, asks, by_the_asker)
+        assert [lease.granted for lease in leases] == [want] * 3
+    await driver.close()
+    uses = [LastUse("token", token.id, START, "") for token in tokens] + [
+        LastUse("key", ids[name], START, "") for name in names
+    ]
+    await store.note_usage([a_mark(1, 0, partner_id=name) for name in names], uses)
+    assert {" ".join(words) for words, _ in rows_at_once} == {
+        "UPDATE quota",
+        "UPDATE usage",
+        "UPDATE credential",
+        "UPDATE access_token",
+        "UPDATE verification",
+        "UPDATE replay",
+    }
+    for words, keys in rows_at_once:
+        assert keys == sorted(keys), words
+
+
+async def test_nodes_that_lease_for_the_same_partners_and_note_their_usage_do_not_wait_in_a_circle(store, key, backend):
+    names = [f"partner-{at}" for at in range(6)]
+    for name in names:
+        await store.add_partner(a_partner(name), a_key(name), by="test")
+    keys = [(await store.list_keys(name))[0].id for name in names]
+    drivers = [backend.driver() for _ in range(4)]
+
+    async def work(at, driver):
+        dice = Random(at)
+        for _ in range(10):
+            some = dice.sample(range(6), 4)
+            await driver.write(lease_quotas, [an_ask(1, partner_id=names[which]) for which in some], by_the_asker)
+            uses = [LastUse("key", keys[which], START, "") for which in some]
+            await driver.write(note_usage, [a_mark(1, 0, partner_id=names[which]) for which in some], uses)
+
+    await asyncio.gather(*(work(at, driver) for at, driver in enumerate(drivers)))
+    for driver in drivers:
+        await driver.close()
+    counts = [(await store.list_usage(name, since=0))[0].accepted for name in names]
+    taken_of = [(await store.lease_quota(an_ask(0, partner_id=name))).hour_taken for name in names]
+    assert sum(counts) == 4 * 10 * 4
+    assert taken_of == counts
+    assert backend.faults == []
 
 
 # --- the store's clock ---

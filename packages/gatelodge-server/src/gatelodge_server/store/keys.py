@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, Update, bindparam, func, insert, or_, select, update
 
 from gatelodge.errors import InvalidCredential
 from gatelodge_server.core.credentials import judge_key, judge_standing
@@ -132,14 +132,22 @@ def note_first_use(connection: Connection, key_ids: Sequence[str], now: Instant)
     """
     forget_answers(connection, key_ids)
     is_unused = credential.c.first_used_at.is_(None)
-    connection.execute(update(credential).where(credential.c.id.in_(key_ids), is_unused).values(first_used_at=now))
+    used = update(credential).where(credential.c.id == bindparam("key_id"), is_unused).values(first_used_at=now)
+    _execute_in_order(connection, used, key_ids)
 
 
 def forget_answers(connection: Connection, key_ids: Sequence[str]) -> None:
     """No answer that holds one of these keys can be asked for any more."""
     for answers in (verification, replay):
         is_readable = answers.c.sealed.is_not(None)
-        connection.execute(update(answers).where(answers.c.credential_id.in_(key_ids), is_readable).values(sealed=None))
+        forgotten = update(answers).where(answers.c.credential_id == bindparam("key_id"), is_readable).values(sealed=None)
+        _execute_in_order(connection, forgotten, key_ids)
+
+
+def _execute_in_order(connection: Connection, statement: Update, key_ids: Sequence[str]) -> None:
+    """Key by key: one statement for all of them would lock rows in whatever order it finds them, and each node in another."""
+    if key_ids:
+        connection.execute(statement, [{"key_id": key_id} for key_id in sorted(key_ids)])
 
 
 def get_key(connection: Connection, key_id: str) -> Credential | None:
