@@ -9,6 +9,7 @@ another session at every refresh.
 import asyncio
 import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 
 from experiments.ground import Experiment, Ground, Verdict, bounded
 from experiments.variants import STORES
@@ -19,6 +20,7 @@ from gatelodge_server.core.partners import NewPartner
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.deployment import load_master_keys, prepare, system_clock
 from gatelodge_server.settings import Settings, load_settings
+from gatelodge_server.store.address import SqliteAddress
 from gatelodge_server.store.store import SqlStore
 from gatelodge_server.vault import Vault, system_entropy
 
@@ -54,14 +56,15 @@ async def _refresh(lodge: Lodge, key: Secret, refreshes: int) -> list[str]:
         await asyncio.gather(*(go_on(index, times) for index in range(_SESSIONS)))
 
     await all_(8)
-    rows, size = _rows(lodge), lodge.settings.database.stat().st_size
+    file = _file(lodge)
+    rows, size = _rows(lodge), file.stat().st_size
     await all_(refreshes // _SESSIONS)
     faults = []
     if _rows(lodge) != rows:
         faults.append(f"rows: {_rows(lodge)} sessions where there were {rows}")
-    if lodge.settings.database.stat().st_size > size + _FILE_BOUND:
-        faults.append(f"size: the database has grown from {size} to {lodge.settings.database.stat().st_size} bytes")
-    log = lodge.settings.database.with_name(lodge.settings.database.name + "-wal").stat().st_size
+    if file.stat().st_size > size + _FILE_BOUND:
+        faults.append(f"size: the database has grown from {size} to {file.stat().st_size} bytes")
+    log = file.with_name(file.name + "-wal").stat().st_size
     if log > _LOG_BOUND:
         faults.append(f"size: the write-ahead log has {log} bytes")
     return faults
@@ -84,8 +87,13 @@ async def _purge(lodge: Lodge, key: Secret, logins: int) -> list[str]:
     return []
 
 
+def _file(lodge: Lodge) -> Path:
+    assert isinstance(lodge.settings.database, SqliteAddress)
+    return lodge.settings.database.path
+
+
 def _rows(lodge: Lodge) -> int:
-    connection = sqlite3.connect(lodge.settings.database)
+    connection = sqlite3.connect(_file(lodge))
     try:
         return int(connection.execute("SELECT count(*) FROM session").fetchone()[0])
     finally:

@@ -10,6 +10,8 @@ import asyncio
 import random
 import signal
 import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from experiments.client import Answer
 from experiments.ground import Experiment, Ground, Site, Verdict, bounded, dice, signal_process
@@ -18,29 +20,63 @@ from experiments.history import UNKNOWN
 _CLIENTS = 8
 _WORKERS = 3
 _PAUSE = 5.0
+_PACE = 0.1
+"""Seconds between two tries of who is told to come back."""
 
 
-class _Client:
+class Speaker(Protocol):
+    """Who speaks for a client: to one server, or to any node."""
+
+    async def log_in(self, key: str) -> Answer | None:
+        """Log in; ``None`` if no answer came."""
+        ...
+
+    async def refresh(self, token: str, retry: str | None = None) -> Answer | None:
+        """Refresh, with an Idempotency-Key if ``retry`` is one."""
+        ...
+
+    def close(self) -> None:
+        """Hang up."""
+        ...
+
+
+class Place(Protocol):
+    """Where clients go: one server, or several."""
+
+    def caller(self) -> Speaker:
+        """Who speaks for a client."""
+        ...
+
+    async def send(self, action: Callable[[], Awaitable[Answer | None]]) -> Answer | None:
+        """What comes of a request that is sent as soon as somebody listens; ``None`` if no answer came."""
+        ...
+
+
+class Client:
     """Keeps one session going for as long as it can."""
 
-    def __init__(self, site: Site, key: str, chance: random.Random, *, honest: bool) -> None:
+    def __init__(self, site: Place, key: str, chance: random.Random, *, honest: bool) -> None:
         self._site = site
         self._key = key
         self._chance = chance
         self._honest = honest
         self._caller = site.caller()
         self.token: str | None = None
-        self.logins = 0
+        self.sessions: list[list[str]] = []
+        """The tokens of each session, the present one last."""
 
     async def go_on(self, over: asyncio.Event) -> None:
         """Log in where needed and refresh, until told to stop."""
         try:
             while not over.is_set():
                 if self.token is None:
-                    answer = await self._site.send(lambda: self._caller.log_in(self._key))
-                    self.token = _token_of(answer)
-                    self.logins += self.token is not None
+                    self.token = _token_of(await self._site.send(lambda: self._caller.log_in(self._key)))
+                    if self.token is None:
+                        await asyncio.sleep(_PACE)
+                    else:
+                        self.sessions.append([])
                 else:
+                    self.sessions[-1].append(self.token)
                     self.token = await (self._retry(self.token) if self._honest else self._steal(self.token))
         finally:
             self._caller.close()
@@ -52,6 +88,7 @@ class _Client:
             answers = await self._copies(token, [retry] * self._chance.randint(2, 4))
             if any(answer is not None and answer.status != 503 for answer in answers):
                 return next((found for found in map(_token_of, answers) if found), None)
+            await asyncio.sleep(_PACE)
 
     async def _steal(self, token: str) -> str | None:
         """Send copies that nobody can tell from a thief's."""
@@ -100,7 +137,7 @@ async def _disturb(site: Site, chance: random.Random, seconds: float) -> str:
 async def _race(site: Site, seconds: float, *, disturbed: bool) -> Verdict:
     await site.start()
     key, chance, over = await asyncio.to_thread(site.partner), dice(), asyncio.Event()
-    clients = [_Client(site, key, chance, honest=number % 2 == 0) for number in range(_CLIENTS)]
+    clients = [Client(site, key, chance, honest=number % 2 == 0) for number in range(_CLIENTS)]
     tasks = [asyncio.create_task(client.go_on(over)) for client in clients]
     if disturbed:
         disturbances = await _disturb(site, chance, seconds)
@@ -116,7 +153,7 @@ async def _race(site: Site, seconds: float, *, disturbed: bool) -> Verdict:
             await site.send(lambda token=client.token: caller.refresh(token))
     caller.close()
     faults = await asyncio.to_thread(site.judge, recovered_at=recovered_at)
-    forced = sum(client.logins - 1 for client in clients[::2])
+    forced = sum(len(client.sessions) - 1 for client in clients[::2])
     if forced > 0:
         faults.append(f"honest clients had to log in again {forced} times")
     await site.kill()

@@ -6,11 +6,13 @@ constructor arguments of the product; the product itself knows nothing of them.
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,9 +20,12 @@ from sqlalchemy import Engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from gatelodge.errors import InvalidCredential, Unavailable
+from gatelodge.gate import Rates, Scope
+from gatelodge.verify import Caller
 from gatelodge_server.app import Lodge, assemble, open_store
+from gatelodge_server.core.following import MAX_STALENESS
 from gatelodge_server.core.ids import uuid7
-from gatelodge_server.core.model import Clock, Instant, SessionEnd
+from gatelodge_server.core.model import Change, Clock, Instant, SessionEnd
 from gatelodge_server.core.ports import (
     Advanced,
     Condemned,
@@ -34,10 +39,9 @@ from gatelodge_server.core.ports import (
 )
 from gatelodge_server.core.sessions import judge_refresh
 from gatelodge_server.deployment import system_clock
+from gatelodge_server.http.turnstile import Turnstile
 from gatelodge_server.serve import WebApp, serve
 from gatelodge_server.settings import Settings, load_settings
-from gatelodge_server.store.address import SqliteAddress
-from gatelodge_server.store.database import database_at
 from gatelodge_server.store.address import PostgresAddress, SqliteAddress
 from gatelodge_server.store.database import database_at
 from gatelodge_server.store.postgres import PostgresDriver
@@ -45,6 +49,7 @@ from gatelodge_server.store.sqlite import SqliteDriver
 from gatelodge_server.store.store import Driver, SqlStore
 from gatelodge_server.vault import Vault, system_entropy
 
+_UNCOUNTED: Final = frozenset({"no-news", "uncounted"})
 OFFSET_FILE: Final = "clock-offset"
 """In the data directory: what the ``clock`` variant adds to the time, in milliseconds; ``=N`` stops it at N."""
 _LATE: Final = 0.3
@@ -201,6 +206,48 @@ class _Telling(SqlStore):
         return await super().open_session(attempt)
 
 
+class _LongMemory(SqlStore):
+    """Says for ten times the maximum staleness that nothing has changed: what a node remembers is believed for so long."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__(driver)
+        self.bell = lambda: 0
+        self.listen = _never
+        self._until = time.monotonic() + 10 * MAX_STALENESS
+
+    async def list_changes(self, *, after: int, limit: int) -> Sequence[Change]:
+        return [] if time.monotonic() < self._until else await super().list_changes(after=after, limit=limit)
+
+
+class _NoNews(SqlStore):
+    """Takes no answer for no news: a node goes on to believe what it remembers while nobody tells it anything."""
+
+    _last = 0
+
+    async def list_changes(self, *, after: int, limit: int) -> Sequence[Change]:
+        try:
+            return await super().list_changes(after=after, limit=limit)
+        except Unavailable:
+            return []
+
+    async def last_change(self) -> int:
+        with contextlib.suppress(Unavailable):
+            self._last = await super().last_change()
+        return self._last
+
+
+class _Uncounted(Turnstile):
+    """Lets everybody in whom the gate knows. What an experiment sees of a gate is then whom it knows."""
+
+    def __call__(self, caller: Caller, scope: Scope) -> Rates:  # noqa: ARG002 - it is all the same to it who comes
+        """Count nothing."""
+        return []
+
+
+async def _never() -> None:
+    await asyncio.Event().wait()
+
+
 def _driver(settings: Settings) -> SqliteDriver:
     return SqliteDriver(_path(settings), on_fault=lambda _: None)
 
@@ -212,8 +259,11 @@ def _path(settings: Settings) -> Path:
 
 def _by_own_clock(settings: Settings) -> SqlStore:
     """Judges windows by the clock of the node that asks, on whatever database."""
-    driver = database_at(settings.database, pool=settings.database_pool).driver(on_fault=lambda _: None)
-    return SqlStore(driver, store_now=lambda _: None)
+    return SqlStore(_any_driver(settings), store_now=lambda _: None)
+
+
+def _any_driver(settings: Settings) -> Driver:
+    return database_at(settings.database, pool=settings.database_pool).driver(on_fault=lambda _: None)
 
 
 STORES: Final[Mapping[str, Callable[[Settings], SqlStore]]] = {
@@ -230,6 +280,9 @@ STORES: Final[Mapping[str, Callable[[Settings], SqlStore]]] = {
     "deaf": lambda settings: _Deaf(_driver(settings)),
     "hoarding": lambda settings: _Hoarding(_driver(settings)),
     "own-clock": _by_own_clock,
+    "long-memory": lambda settings: _LongMemory(_any_driver(settings)),
+    "no-news": lambda settings: _NoNews(_any_driver(settings)),
+    "uncounted": open_store,
     "telling": lambda settings: _Telling(_driver(settings)),
 }
 
@@ -256,7 +309,10 @@ class VariantApp(WebApp):
     def assemble(self, vault: Vault) -> Lodge:
         """The parts that serve, one of them swapped."""
         clock = shifted_clock(self.settings.data / OFFSET_FILE)
-        return assemble(self.settings, vault, clock=clock, store_of=STORES[self.variant])
+        lodge = assemble(self.settings, vault, clock=clock, store_of=STORES[self.variant])
+        if self.variant in _UNCOUNTED:
+            return replace(lodge, turnstile=_Uncounted(quotas=lodge.quotas, clock=clock))
+        return lodge
 
 
 def program(variant: str) -> tuple[str, ...]:
