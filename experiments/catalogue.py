@@ -3,7 +3,22 @@
 from collections.abc import Mapping
 from typing import Final
 
-from experiments import canary, clocks, faults, growth, kills, order, quotas, reuse, rolling, spending, timing
+from experiments import (
+    canary,
+    clocks,
+    faults,
+    growth,
+    kills,
+    nodes,
+    order,
+    outage,
+    quotas,
+    reuse,
+    revocation,
+    rolling,
+    spending,
+    timing,
+)
 from experiments.ground import Experiment
 
 EXPERIMENTS: Final[Mapping[str, Experiment]] = {
@@ -17,7 +32,10 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = {
         reuse.REUSE,
         reuse.RETRY,
         clocks.EXPERIMENT,
+        nodes.EXPERIMENT,
         quotas.EXPERIMENT,
+        revocation.EXPERIMENT,
+        outage.EXPERIMENT,
         rolling.EXPERIMENT,
         timing.EXPERIMENT,
         growth.EXPERIMENT,
