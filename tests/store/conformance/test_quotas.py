@@ -14,7 +14,6 @@ from gatelodge.errors import Unavailable
 from gatelodge_server.core.model import DAY, HOUR, KeyPurpose, Tier
 from gatelodge_server.core.ports import Done, LastUse, QuotaAsk, Refused, UsageMark
 from gatelodge_server.core.refusals import IdempotencyKeySpent
-from gatelodge_server.deployment import system_clock
 from gatelodge_server.store.clock import store_now
 from gatelodge_server.store.quotas import lease_quotas, note_usage
 from gatelodge_server.store.store import SqlStore
@@ -277,28 +276,6 @@ async def test_nodes_that_lease_for_the_same_partners_and_note_their_usage_do_no
 
 
 # --- the store's clock ---
-
-
-@pytest.fixture
-def by_its_clock(open_node):
-    """A node by the store's clock; on a database without one the given time is the store's."""
-    return open_node(store_now)
-
-
-async def test_p5_a_node_whose_clock_is_wrong_is_counted_by_the_clock_of_the_database(by_its_clock, key, backend):
-    """Where the database has a clock, that is. Those who share an SQLite file have one clock anyway."""
-    wrong = [START, START + 30_000, START - 30_000, START + 400 * DAY]
-    before = system_clock()
-    leases = await asyncio.gather(*(by_its_clock.lease_quota(an_ask(5, now=now)) for now in wrong))
-    after = system_clock()
-    for lease, now in zip(leases, wrong, strict=True):
-        assert lease.granted == 5
-        if backend.address.startswith("sqlite:"):
-            assert lease.now == now
-        else:
-            assert before <= lease.now <= after
-            assert lease.hour_starts_at == lease.now - lease.now % HOUR
-            assert lease.day_starts_at == lease.now - lease.now % DAY
 
 
 async def test_p5_the_time_is_read_when_the_row_is_locked(key, open_node):
