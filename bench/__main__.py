@@ -1,4 +1,4 @@
-"""``python -m bench``: wrk on one core, the server on the other, 64 connections kept alive.
+"""``python -m bench``: wrk on one core, with PostgreSQL beside it, the server on the other, 64 connections kept alive.
 
 Each figure stands beside two of the same round on the same machine: the same server's constant answer, and the same handler
 with its store left out. A rate is judged by the best round, since others may use the machine meanwhile; a ratio by the median.
@@ -17,15 +17,23 @@ from pathlib import Path
 import httpx2
 from rich.console import Console
 from rich.table import Table
+from tests.postgres import PostgresServer
 
 from bench.overhead import gated, in_process
 from bench.servers import LOAD_CORE, PRODUCT, WITHOUT_STORE, YARDSTICK, Running, running
 from bench.wrk import CONNECTIONS, Figure, load
 
-TARGET_RATE, TARGET_RATIO = 5_000, 0.5
-PLAIN, BARE, TLS = "SQLite, durable", "without a store", "SQLite, durable, over TLS"
+PLAIN, BARE, TLS, POSTGRES = "SQLite, durable", "without a store", "SQLite, durable, over TLS", "PostgreSQL, durable"
+TARGETS = {PLAIN: (5_000, 0.5), POSTGRES: (8_000, 0.6)}
+"""Logins and refreshes a second, and the part of the rate without a store."""
 MACHINE = "yardstick: bare uvicorn"
-SERVERS = {PLAIN: (PRODUCT, True), BARE: (WITHOUT_STORE, True), TLS: (PRODUCT, False), MACHINE: (YARDSTICK, True)}
+SERVERS = {
+    PLAIN: (PRODUCT, True),
+    POSTGRES: (PRODUCT, True),
+    BARE: (WITHOUT_STORE, True),
+    TLS: (PRODUCT, False),
+    MACHINE: (YARDSTICK, True),
+}
 WORKS = {"constant": ("/healthz", "get"), "login": ("/auth/login", "login"), "refresh": ("/auth/refresh", "refresh")}
 """What is asked for, and how: a path, and the name of the load in the script."""
 
@@ -49,8 +57,14 @@ class Bench:
 
     def run(self) -> None:
         """Start the servers and load each with all that there is, in turns."""
-        keys = {name: _add_partner(self._scratch / name.replace(" ", "-")) for name in SERVERS}
         with ExitStack() as stack:
+            database = stack.enter_context(PostgresServer())
+            assert database.process is not None
+            os.sched_setaffinity(database.process.pid, {LOAD_CORE})
+            own = self._scratch / POSTGRES.replace(" ", "-")
+            own.mkdir(mode=0o700)
+            (own / "gatelodge.toml").write_text(f'database = "{database.create("bench")}"\n')
+            keys = {name: _add_partner(self._scratch / name.replace(" ", "-")) for name in SERVERS}
             client = stack.enter_context(httpx2.Client(trust_env=False, verify=False))
             servers = {
                 name: stack.enter_context(running(program, self._scratch / name.replace(" ", "-"), plain=plain))
@@ -115,9 +129,9 @@ def report(bench: Bench) -> tuple[Table, bool]:
     for server in SERVERS:
         for work in WORKS:
             figure, best = bench.figure(server, work), bench.best(server, work)
-            judged = server == PLAIN and work != "constant"
-            of_bare = bench.ratio((server, work), (BARE, work)) if judged else None
-            fine = of_bare is None or (best >= TARGET_RATE and of_bare >= TARGET_RATIO)
+            rate, part = TARGETS.get(server, (0, 0.0)) if work != "constant" else (0, 0.0)
+            of_bare = bench.ratio((server, work), (BARE, work)) if rate else None
+            fine = of_bare is None or (best >= rate and of_bare >= part)
             met = met and fine
             table.add_row(
                 server,
@@ -129,7 +143,7 @@ def report(bench: Bench) -> tuple[Table, bool]:
                 f"{bench.ratio((server, work), (MACHINE, work)):.2f}",
                 f"{figure.median_ms:.1f}",
                 f"{figure.p99_ms:.1f}",
-                f"{'met' if fine else 'MISSED'} (≥ {TARGET_RATE:,}, ≥ {TARGET_RATIO})" if judged else "",
+                f"{'met' if fine else 'MISSED'} (≥ {rate:,}, ≥ {part})" if rate else "",
             )
     return table, met
 

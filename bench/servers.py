@@ -54,7 +54,8 @@ def _holder(key_id: str) -> Holder:
 @dataclass(frozen=True, slots=True)
 class _WithoutStore(WebApp):
     def assemble(self, vault: Vault) -> Lodge:
-        return assemble(self.settings, vault, store_of=lambda own: _Memory(SqliteDriver(own.database, on_fault=lambda _: None)))
+        driver = SqliteDriver(self.settings.data / "gatelodge.db", on_fault=lambda _: None)
+        return assemble(self.settings, vault, store_of=lambda _: _Memory(driver))
 
 
 @dataclass(frozen=True, slots=True)

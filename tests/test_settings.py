@@ -10,6 +10,7 @@ from gatelodge_server.core.model import DAY, HOUR, MINUTE, SECOND
 from gatelodge_server.core.sessions import SessionLifetimes
 from gatelodge_server.mail.transports import MailServer, Protection
 from gatelodge_server.settings import OPTIONS, Settings, SettingsFault, load_settings, parse_duration
+from gatelodge_server.store.address import SqliteAddress, parse_address
 
 
 @pytest.fixture
@@ -42,7 +43,8 @@ def test_with_nothing_configured_it_is_this(monkeypatch, tmp_path):
         environment="uat",
         brand="gatelodge",
         data=data,
-        database=data / "gatelodge.db",
+        database=SqliteAddress(data / "gatelodge.db"),
+        database_pool=8,
         public_url="https://localhost:8443",
         audience="partner-api-uat",
         other_issuers=frozenset(),
@@ -95,12 +97,18 @@ def test_a_flag_goes_before_a_variable_before_the_file_before_the_default(load):
     [
         ("environment", "production", lambda settings: settings.environment == "production"),
         ("brand", "acme", lambda settings: settings.brand == "acme"),
-        ("database", "sqlite:///elsewhere/x.db", lambda settings: settings.database == Path("elsewhere/x.db")),
+        ("database", "sqlite:///elsewhere/x.db", lambda settings: settings.database == SqliteAddress(Path("elsewhere/x.db"))),
         ("public_url", "https://uat.example.com", lambda settings: settings.public_url == "https://uat.example.com"),
         ("audience", "our-api", lambda settings: settings.audience == "our-api"),
         ("other_issuers", "https://a.example,https://b.example/x", lambda settings: len(settings.other_issuers) == 2),
         ("host", "0.0.0.0", lambda settings: settings.host == "0.0.0.0"),
         ("port", "0", lambda settings: settings.port == 0),
+        (
+            "database",
+            "postgresql://db.example/x",
+            lambda settings: settings.database == parse_address("postgresql://db.example/x"),
+        ),
+        ("database_pool", "2", lambda settings: settings.database_pool == 2),
         ("workers", "64", lambda settings: settings.workers == 64),
         (
             "behind_proxy",
@@ -161,7 +169,8 @@ def test_what_is_not_said_follows_from_what_is(load):
     {
         "environment": ["", "UAT", "u a t", "uat-1", "1uat", "e" * 33, "uat\n"],
         "brand": ["", "g", "Gatelodge", "gate_lodge", "1gate", "b" * 17],
-        "database": ["x.db", "sqlite://x.db", "postgresql://localhost/x"],
+        "database": ["x.db", "sqlite://x.db", "mysql://localhost/x", "postgresql://localhost"],
+        "database_pool": ["", "1", "201", "many"],
         "public_url": [
             "http://uat.example.com",
             "https://uat.example.com/",

@@ -450,7 +450,7 @@ async def fill(server):
         await lodge.close()
     who = {"contact_email": "dev@partner.example", "tier": "starter", "status": "active", "origin": "managed"}
     names = ("id", "lineage_id", "version", "partner_id", "label", "kid", "digest", "created_at")
-    engine = sqlite_engine(settings.database, lock_timeout=30)
+    engine = sqlite_engine(settings.database.path, lock_timeout=30)
     with engine.begin() as connection:
         connection.execute(
             insert(partner),

@@ -1,5 +1,7 @@
 """The schema: the migrations make what the tables say, once, whoever comes first."""
 
+import itertools
+import os
 import subprocess
 import sys
 
@@ -9,39 +11,51 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from backends import SqliteBackend
-from sqlalchemy import inspect
+from postgres import postgres
+from sqlalchemy import inspect, text
 
 import gatelodge_server.store
 from gatelodge_server.store import migrate
+from gatelodge_server.store.address import parse_address
+from gatelodge_server.store.database import database_at
+from gatelodge_server.store.faults import DatabaseFault
 from gatelodge_server.store.migrate import HEAD, SchemaTooNew, schema_version, upgrade
-from gatelodge_server.store.sqlite import sqlite_engine
+from gatelodge_server.store.sqlite import SqliteDatabase
 from gatelodge_server.store.tables import metadata
 
 OUR_TABLES = {"alembic_version", *metadata.tables}
 
 
-@pytest.fixture
-def engine(tmp_path):
-    engine = sqlite_engine(tmp_path / "gatelodge.db")
-    yield engine
-    engine.dispose()
+_names = itertools.count(1)
 
 
-def schema(engine):
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request, tmp_path):
+    """A database with nothing in it."""
+    url = f"sqlite:///{tmp_path}/gatelodge.db"
+    if request.param == "postgresql":
+        url = postgres().create(f"migrate_{os.getpid()}_{next(_names)}")
+    return database_at(parse_address(url))
+
+
+def tables_of(connection):
+    return inspect(connection).get_table_names()
+
+
+def schema(connection):
     """Everything that SQLite knows of its tables, whatever was written to make them."""
     found = {}
-    with engine.connect() as connection:
-        for _, name, kind, *shape in connection.exec_driver_sql("PRAGMA table_list"):
-            if name in metadata.tables:
-                found[name] = (kind, shape, "AUTOINCREMENT" in sql_of(connection, name))
-                columns = connection.exec_driver_sql(f"PRAGMA table_xinfo({name})")
-                found[name, "columns"] = {tuple(row[1:]) for row in columns}
-                keys = connection.exec_driver_sql(f"PRAGMA foreign_key_list({name})")
-                found[name, "keys"] = {tuple(row[2:]) for row in keys}
-                for _, index, *kinds in connection.exec_driver_sql(f"PRAGMA index_list({name})").all():
-                    fields = connection.exec_driver_sql(f"PRAGMA index_xinfo({index})")
-                    where = sql_of(connection, index).partition(" WHERE ")[2].replace('"', "")
-                    found[name, index] = (kinds, [tuple(row) for row in fields], where.replace(f"{name}.", ""))
+    for _, name, kind, *shape in connection.exec_driver_sql("PRAGMA table_list"):
+        if name in metadata.tables:
+            found[name] = (kind, shape, "AUTOINCREMENT" in sql_of(connection, name))
+            columns = connection.exec_driver_sql(f"PRAGMA table_xinfo({name})")
+            found[name, "columns"] = {tuple(row[1:]) for row in columns}
+            keys = connection.exec_driver_sql(f"PRAGMA foreign_key_list({name})")
+            found[name, "keys"] = {tuple(row[2:]) for row in keys}
+            for _, index, *kinds in connection.exec_driver_sql(f"PRAGMA index_list({name})").all():
+                fields = connection.exec_driver_sql(f"PRAGMA index_xinfo({index})")
+                where = sql_of(connection, index).partition(" WHERE ")[2].replace('"', "")
+                found[name, index] = (kinds, [tuple(row) for row in fields], where.replace(f"{name}.", ""))
     return found
 
 
@@ -49,20 +63,22 @@ def sql_of(connection, name):
     return connection.exec_driver_sql("SELECT coalesce(max(sql), '') FROM sqlite_master WHERE name = ?", (name,)).scalar_one()
 
 
-def test_the_migrations_make_the_tables_that_the_code_speaks_of(engine):
-    upgrade(engine)
-    with engine.connect() as connection:
+def test_the_migrations_make_the_tables_that_the_code_speaks_of(database):
+    def differences(connection):
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
-        assert compare_metadata(context, metadata) == []
+        return compare_metadata(context, metadata)
+
+    database.upgrade(upgrade)
+    assert database.read(differences) == []
 
 
-def test_the_migrations_make_them_to_the_letter(engine, tmp_path):
-    upgrade(engine)
-    created = sqlite_engine(tmp_path / "created.db")
-    metadata.create_all(created)
-    assert schema(engine) == schema(created)
-    assert schema(engine)["session"][1][1] == 1  # without rowid: the primary key is the table
-    created.dispose()
+def test_the_migrations_make_them_to_the_letter(tmp_path):
+    migrated, created = SqliteDatabase(tmp_path / "migrated.db"), SqliteDatabase(tmp_path / "created.db")
+    migrated.upgrade(upgrade)
+    created.upgrade(metadata.create_all)
+    made = migrated.read(schema)
+    assert made == created.read(schema)
+    assert made["session"][1][1] == 1  # without rowid: the primary key is the table
 
 
 def test_the_newest_migration_is_the_one_that_the_program_knows():
@@ -71,22 +87,22 @@ def test_the_newest_migration_is_the_one_that_the_program_knows():
     assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
 
 
-def test_an_empty_database_has_no_version_and_gets_the_newest(engine):
-    assert schema_version(engine) is None
-    assert upgrade(engine) is True
-    assert schema_version(engine) == HEAD
-    assert set(inspect(engine).get_table_names()) == OUR_TABLES
+def test_an_empty_database_has_no_version_and_gets_the_newest(database):
+    assert database.upgrade(schema_version) is None
+    assert database.upgrade(upgrade) is True
+    assert database.read(schema_version) == HEAD
+    assert set(database.read(tables_of)) == OUR_TABLES
+    assert not database.is_new()
 
 
-def test_a_database_that_is_up_to_date_is_left_alone(engine):
-    upgrade(engine)
-    assert upgrade(engine) is False
+def test_a_database_that_is_up_to_date_is_left_alone(database):
+    database.upgrade(upgrade)
+    assert database.upgrade(upgrade) is False
 
 
-def test_the_first_tiers_are_there(engine):
-    upgrade(engine)
-    with engine.connect() as connection:
-        tiers = connection.execute(metadata.tables["tier"].select()).all()
+def test_the_first_tiers_are_there(database):
+    database.upgrade(upgrade)
+    tiers = database.read(lambda connection: connection.execute(metadata.tables["tier"].select()).all())
     assert {tuple(row) for row in tiers} == {
         ("starter", 100, 1_000),
         ("growth", 1_000, 10_000),
@@ -94,30 +110,29 @@ def test_the_first_tiers_are_there(engine):
     }
 
 
-def test_a_database_of_a_newer_program_is_refused_and_left_alone(engine):
-    upgrade(engine)
+def test_a_database_of_a_newer_program_is_refused_and_left_alone(database):
+    database.upgrade(upgrade)
     newer = f"{int(HEAD) + 1:04}"
-    with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = ?", (newer,))
+    database.upgrade(lambda connection: connection.execute(text("UPDATE alembic_version SET version_num = :it"), {"it": newer}))
     with pytest.raises(SchemaTooNew, match=newer):
-        upgrade(engine)
-    assert schema_version(engine) == newer
+        database.upgrade(upgrade)
+    assert database.read(schema_version) == newer
 
 
-def test_a_version_table_without_a_version_is_an_empty_database(engine):
-    with engine.begin() as connection:
-        connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
-    assert schema_version(engine) is None
-    assert upgrade(engine) is True
-    assert schema_version(engine) == HEAD
+def test_a_version_table_without_a_version_is_an_empty_database(database):
+    table = "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"
+    database.upgrade(lambda connection: connection.execute(text(table)))
+    assert database.read(schema_version) is None
+    assert database.upgrade(upgrade) is True
+    assert database.read(schema_version) == HEAD
 
 
-def test_a_migration_that_fails_half_way_leaves_an_empty_database(engine):
-    with engine.begin() as connection:
-        connection.exec_driver_sql("CREATE TABLE session (what TEXT)")  # in the way of the last table
-    with pytest.raises(Exception, match="already exists"):
-        upgrade(engine)
-    assert inspect(engine).get_table_names() == ["session"]
+def test_a_migration_that_fails_half_way_leaves_an_empty_database(database):
+    # In the way of the last table of the first migration.
+    database.upgrade(lambda connection: connection.execute(text("CREATE TABLE session (what TEXT)")))
+    with pytest.raises(DatabaseFault, match="already exists"):
+        database.upgrade(upgrade)
+    assert database.read(tables_of) == ["session"]
 
 
 def test_processes_that_upgrade_at_once_all_find_the_newest_schema(tmp_path):
@@ -125,14 +140,13 @@ def test_processes_that_upgrade_at_once_all_find_the_newest_schema(tmp_path):
         "import sys\n"
         "from pathlib import Path\n"
         "from gatelodge_server.store.migrate import schema_version, upgrade\n"
-        "from gatelodge_server.store.sqlite import UPGRADE_TIMEOUT, sqlite_engine\n"
+        "from gatelodge_server.store.sqlite import SqliteDatabase\n"
         "import alembic.command\n"
-        "engine = sqlite_engine(Path(sys.argv[1]), lock_timeout=UPGRADE_TIMEOUT)\n"
+        "database = SqliteDatabase(Path(sys.argv[1]))\n"
         "print('ready', flush=True)\n"
         "sys.stdin.readline()\n"
-        "upgrade(engine)\n"
-        "print(schema_version(engine), flush=True)\n"
-        "engine.dispose()\n"
+        "database.upgrade(upgrade)\n"
+        "print(database.read(schema_version), flush=True)\n"
     )
     for round_ in range(2):
         path = tmp_path / f"{round_}.db"
@@ -153,15 +167,13 @@ def test_processes_that_upgrade_at_once_all_find_the_newest_schema(tmp_path):
 
 def test_a_start_that_has_nothing_to_migrate_does_without_alembic(tmp_path):
     path = tmp_path / "gatelodge.db"
-    engine = sqlite_engine(path)
-    upgrade(engine)
-    engine.dispose()
+    SqliteDatabase(path).upgrade(upgrade)
     program = (
         "import sys\n"
         "from pathlib import Path\n"
         f"from {migrate.__name__} import upgrade\n"
-        "from gatelodge_server.store.sqlite import sqlite_engine\n"
-        "assert upgrade(sqlite_engine(Path(sys.argv[1]))) is False\n"
-        "assert 'alembic' not in sys.modules\n"
+        "from gatelodge_server.store.sqlite import SqliteDatabase\n"
+        "assert SqliteDatabase(Path(sys.argv[1])).upgrade(upgrade) is False\n"
+        "assert not {'alembic', 'asyncpg'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program, str(path)], check=True)
