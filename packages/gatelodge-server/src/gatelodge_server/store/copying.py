@@ -163,9 +163,9 @@ def _fault_of_text(value: object, length: int | None) -> str | None:
 def find_differences(table: Table, source: Snapshot, target: Snapshot, seen: Callable[[int], None]) -> Iterator[Difference]:
     """Every row that is not the same in both. ``seen`` is told how many rows of the source have been looked at since."""
     key_of = key_reader(table)
-    theirs = target.rows(_in_order(table, target.dialect))
+    theirs = target.rows(in_order(table, target.dialect))
     other = next(theirs, None)
-    for row in source.rows(_in_order(table, source.dialect)):
+    for row in source.rows(in_order(table, source.dialect)):
         key = key_of(row)
         while other is not None and key_of(other) < key:
             yield None, other
@@ -182,7 +182,9 @@ def find_differences(table: Table, source: Snapshot, target: Snapshot, seen: Cal
         other = next(theirs, None)
 
 
-def _in_order(table: Table, dialect: str) -> Select[Any]:
+def in_order(table: Table, dialect: str) -> Select[Any]:
+    """All rows of a table, by the bytes of their keys."""
+
     def by_bytes(column: Column[Any]) -> Any:  # noqa: ANN401 - SQLAlchemy's
         is_text = isinstance(column.type, String)
         return column.collate("C") if is_text and dialect == "postgresql" else column

@@ -83,7 +83,7 @@ def loosen(connection: Connection) -> None:
                 connection.execute(DropIndex(index, if_exists=True))
         if connection.dialect.name == "postgresql":
             for constraint in table.foreign_key_constraints:
-                connection.execute(DropConstraint(constraint, if_exists=True, isolate_from_table=False))
+                connection.execute(DropConstraint(constraint, if_exists=True))
 
 
 def tighten(connection: Connection) -> None:
