@@ -1,6 +1,8 @@
 """What is particular to PostgreSQL: what is done again, what is not, and what becomes of a server that goes away."""
 
 import asyncio
+import contextlib
+import socket
 import time
 
 import pytest
@@ -15,6 +17,7 @@ from gatelodge_server.store.database import database_at
 from gatelodge_server.store.faults import DatabaseFault
 from gatelodge_server.store.migrate import upgrade
 from gatelodge_server.store.postgres import LOCK_PATIENCE, PATIENCE
+from gatelodge_server.store.store import SqlStore
 from gatelodge_server.store.tables import change, tier
 from gatelodge_server.store.trail import append_change
 
@@ -242,6 +245,91 @@ async def test_a_node_hears_of_changes_again_after_its_listening_connection_is_l
     await asyncio.gather(listening, return_exceptions=True)
     await one.close()
     await other.close()
+
+
+# --- A server that is one of several ---
+
+
+@contextlib.contextmanager
+def a_silent_host():
+    """Whoever connects is let in by the kernel, and nobody ever says anything: as a server that is frozen."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def among(address, *hosts):
+    """The address with these hosts before its own."""
+    user, _, rest = address.rpartition("@")
+    return f"{user}@{','.join(hosts)},{rest}"
+
+
+async def test_a_host_that_says_nothing_does_not_keep_anybody_from_the_one_behind_it(backend):
+    with a_silent_host() as one, a_silent_host() as other:
+        driver = Backend(among(backend.address, one, other)).driver()
+        begun = time.monotonic()
+        assert await driver.write(read_tiers) == 3
+        assert time.monotonic() - begun < PATIENCE
+        await driver.close()
+
+
+async def test_while_no_host_takes_writes_everything_is_unavailable_and_good_again_when_one_does(own_server, own_backend):
+    def switch(state):
+        own_server.run_sql(f"ALTER ROLE gatelodge SET default_transaction_read_only = {state}")
+
+    address = among(own_backend.address, f"127.0.0.1:{own_server.port}")
+    backend = Backend(address)
+    store = backend.open()
+    switch("on")
+    with pytest.raises(Unavailable):
+        await store.ping()
+    listening = asyncio.create_task(store.listen())
+    await until(lambda: len(backend.faults) > 1)
+    switch("off")
+    before = store.bell()
+    await until(lambda: store.bell() != before)  # it listens again, and has to look for what was said meanwhile
+    await store.ping()
+    assert not listening.done()
+    listening.cancel()
+    await asyncio.gather(listening, return_exceptions=True)
+    await store.close()
+
+
+async def test_a_connection_that_takes_no_writes_any_more_is_given_up_for_another(driver, backend):
+    def become_read_only(connection):
+        connection.exec_driver_sql("SET SESSION default_transaction_read_only = on")
+
+    def add(connection):
+        connection.execute(insert(tier), {"name": "new", "requests_per_hour": 1, "requests_per_day": 1})
+
+    await driver.write(become_read_only)
+    await driver.write(add)
+    assert backend.count("tier") == 4
+    assert backend.faults == []
+
+
+async def test_a_commit_that_waits_for_a_standby_is_unknown_and_nobody_sees_it_before_the_standby_has_it(
+    own_server, own_backend
+):
+    def wait_for_standby(name):
+        own_server.run_sql(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'", "SELECT pg_reload_conf()")
+        return until_good(lambda: asyncio.to_thread(shows, name))
+
+    def shows(name):
+        if own_server.run_sql("SHOW synchronous_standby_names") != [[name]]:
+            raise Unavailable
+
+    driver, key = own_backend.driver(), a_key()
+    store = SqlStore(driver)
+    await wait_for_standby("nobody")
+    begun = time.monotonic()
+    with pytest.raises(Unavailable):
+        await store.add_partner(a_partner(), key, by="test")
+    assert time.monotonic() - begun < 2 * PATIENCE
+    assert "a commit without an answer" in own_backend.faults[-1]
+    assert own_backend.count("partner") == 0
+    await wait_for_standby("")
+    await until(lambda: own_backend.count("partner") == 1)
+    await store.close()
 
 
 # --- The change sequence ---

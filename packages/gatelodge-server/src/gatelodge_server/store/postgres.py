@@ -19,10 +19,10 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
-from sqlalchemy import Connection, func, inspect, select
+from sqlalchemy import Connection, ExceptionContext, event, func, inspect, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 
 from gatelodge.errors import Unavailable
@@ -41,6 +41,8 @@ LOCK_PATIENCE: Final = 4.0
 """Seconds for which a statement waits for a lock."""
 UPGRADE_PATIENCE: Final = 60.0
 _CONNECT_TIMEOUT: Final = 3.0
+_HEAD_START: Final = 0.3
+"""Seconds that one of several hosts has before the next is tried too."""
 _LONGEST: Final = 1024
 """How many transactions wait for a connection at most."""
 _TRIES: Final = 8
@@ -55,8 +57,10 @@ _CONTENTION: Final = frozenset({"40001", "40P01", _TAKEN})
 """SQLSTATE: also a serialization failure, a deadlock. Somebody else went first."""
 _MISTAKEN: Final = ("22", "23", "42", "0A")
 """SQLSTATE classes: data, integrity, syntax, what is not supported."""
-_CONNECTION_LOST: Final = ("08", "57P", "25006")
-"""SQLSTATE classes: connection exceptions, shutdown, and a server that takes no writes any more since another one does."""
+_READ_ONLY: Final = "25006"
+"""SQLSTATE: the server takes no writes any more, since another one does. Its connections are of no use."""
+_CONNECTION_LOST: Final = ("08", "57P", _READ_ONLY)
+"""SQLSTATE classes: connection exceptions, shutdown."""
 _PREPARED_BEFORE: Final = "0A000"
 """SQLSTATE: a statement was prepared before somebody upgraded the schema. SQLAlchemy has forgotten it by now."""
 _SERVER_SETTINGS: Final = {
@@ -76,15 +80,54 @@ _SERVER_SETTINGS: Final = {
 
 
 async def connect(address: PostgresAddress, *, application: str = "gatelodge") -> asyncpg.Connection:
-    """Connect to the server of an address that takes writes. Raises ``OSError``, ``TimeoutError`` or ``asyncpg``'s errors."""
-    states_target = "target_session_attrs" in parse_qs(urlsplit(address.url).query)
+    """Connect to the server of an address that takes writes. Raises ``OSError``, ``TimeoutError`` or ``asyncpg``'s errors.
+
+    Of several hosts the first that can be used is taken. None is waited for alone: a leader that is frozen, or that nothing
+    reaches, refuses nobody, and would take the time of all that stand behind it.
+    """
+    left, trying, faults = _each_host(address.url), set[asyncio.Task[asyncpg.Connection]](), list[BaseException]()
+    try:
+        while left or trying:
+            if left:
+                trying.add(asyncio.create_task(_connect_to(left.pop(0), address, application)))
+            done, trying = await asyncio.wait(
+                trying, timeout=_HEAD_START if left else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            found = [task.result() for task in done if task.exception() is None]
+            for another in found[1:]:
+                another.terminate()
+            if found:
+                return found[0]
+            faults += [fault for task in done if (fault := task.exception()) is not None]
+    finally:
+        for task in trying:
+            task.cancel()
+            task.add_done_callback(_let_go)
+    # What a server has said tells more than that another could not be reached.
+    raise min(faults, key=lambda fault: (not isinstance(fault, asyncpg.PostgresError), isinstance(fault, OSError)))
+
+
+async def _connect_to(url: str, address: PostgresAddress, application: str) -> asyncpg.Connection:
+    states_target = "target_session_attrs" in parse_qs(urlsplit(url).query)
     return await asyncpg.connect(
-        address.url,
+        url,
         password=None if address.password is None else address.password.reveal(),
         timeout=_CONNECT_TIMEOUT,
         server_settings={**_SERVER_SETTINGS, "application_name": application},
         **({} if states_target else {"target_session_attrs": "read-write"}),
     )
+
+
+def _each_host(url: str) -> list[str]:
+    """The address once for each of its hosts, in their order."""
+    netloc = urlsplit(url).netloc
+    user, at, hosts = netloc.rpartition("@")
+    return [url.replace(netloc, f"{user}{at}{host}", 1) for host in hosts.split(",")] if netloc else [url]
+
+
+def _let_go(task: asyncio.Task[asyncpg.Connection]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().terminate()
 
 
 def postgres_engine(address: PostgresAddress, *, pool: int | None = None) -> AsyncEngine:
@@ -93,12 +136,20 @@ def postgres_engine(address: PostgresAddress, *, pool: int | None = None) -> Asy
     if pool is not None:
         kept = {"poolclass": AsyncAdaptedQueuePool, "pool_size": pool, "max_overflow": 0, "pool_use_lifo": True}
         kept["pool_timeout"] = PATIENCE
-    return create_async_engine(
+    engine = create_async_engine(
         "postgresql+asyncpg://",
         async_creator=lambda: connect(address),
         hide_parameters=True,  # no value of a row in an error or a log
         **kept,
     )
+    event.listen(engine.sync_engine, "handle_error", _leave_read_only)
+    return engine
+
+
+def _leave_read_only(context: ExceptionContext) -> None:
+    """Let a pool throw away the connections to a server that takes no writes any more, as those that are lost."""
+    if _state_of(context.original_exception) == _READ_ONLY:
+        context.is_disconnect = True
 
 
 class PostgresDatabase:
@@ -263,8 +314,7 @@ class PostgresDriver:
                     if has_changed:
                         await connection.exec_driver_sql(f"NOTIFY {_CHANNEL}")
                 is_committing = True
-                async with asyncio.timeout(PATIENCE):
-                    await connection.commit()
+                await _commit(connection)
         except _FAULTS as fault:
             if is_committing:
                 self._on_fault(f"a commit without an answer: {_say(fault)}")
@@ -281,7 +331,29 @@ class PostgresDriver:
         await self._engine.dispose()
 
 
-_FAULTS: Final = (DBAPIError, OSError, TimeoutError, PoolTimeout, asyncpg.PostgresError, asyncpg.InterfaceError)
+async def _commit(connection: AsyncConnection) -> None:
+    """Commit; hang up if that is not answered in time.
+
+    It is not cancelled. A server that waits for a standby and is told to stop waiting has committed without one, and shows that
+    to everybody: a retry would be acknowledged on the strength of what the next leader has never heard of.
+    """
+    raw = (await connection.get_raw_connection()).driver_connection
+    committing = asyncio.create_task(connection.commit())
+    await asyncio.wait((committing,), timeout=PATIENCE)
+    if not committing.done() and raw is not None:
+        raw.terminate()
+    await committing
+
+
+_FAULTS: Final = (
+    DBAPIError,
+    OSError,
+    TimeoutError,
+    PoolTimeout,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # among them: no host takes writes, as while there is no leader
+)
 
 
 class _NotCommittedError(Exception):
