@@ -6,6 +6,7 @@ from typing import Final
 from experiments import (
     canary,
     clocks,
+    failover,
     faults,
     growth,
     kills,
@@ -37,6 +38,7 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = {
         revocation.EXPERIMENT,
         outage.EXPERIMENT,
         rolling.EXPERIMENT,
+        failover.EXPERIMENT,
         timing.EXPERIMENT,
         growth.EXPERIMENT,
         canary.EXPERIMENT,
