@@ -34,6 +34,7 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = {
         reuse.RETRY,
         clocks.EXPERIMENT,
         nodes.EXPERIMENT,
+        nodes.CRASHES,
         quotas.EXPERIMENT,
         revocation.EXPERIMENT,
         outage.EXPERIMENT,

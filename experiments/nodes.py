@@ -27,7 +27,9 @@ from experiments.spending import Client
 from experiments.variants import program
 
 _NODES: Final = 3
+_FEW_NODES: Final = 2
 _CLIENTS: Final = 8
+_GLANCE: Final = 0.005
 _FREEZE: Final = 5.0
 _PACE_OF_KILLS: Final = 2.0
 _PACE_OF_FREEZES: Final = 15.0
@@ -140,13 +142,34 @@ async def _race(
         return Verdict(f"{counts_of(fleet.book)}; {disturbances}; {descendants} tokens of dead sessions tried again", faults)
 
 
+async def _crash_and_recover(
+    ground: Ground, name: str, crashes: int, *, variant: str | None = None, settings: Mapping[str, str] | None = None
+) -> Verdict:
+    async with _fleet(ground, name, _FEW_NODES, variant=variant, settings=settings) as fleet:
+        key, over = await asyncio.to_thread(fleet.partner), asyncio.Event()
+        clients = [Client(fleet, key, fleet.chance, honest=True) for _ in range(_CLIENTS)]
+        tasks = [asyncio.create_task(client.go_on(over)) for client in clients]
+        for _ in range(crashes):
+            goal = len(fleet.book.operations) + fleet.chance.randint(10, 200)
+            while len(fleet.book.operations) < goal:
+                await asyncio.sleep(_GLANCE)
+            await asyncio.to_thread(_crash, fleet)
+        over.set()
+        await asyncio.gather(*tasks)
+        recovered_at = time.monotonic()
+        await _present_again(fleet, clients)
+        faults = await asyncio.to_thread(functools.partial(fleet.judge, recovered_at=recovered_at))
+        return Verdict(f"PostgreSQL killed {crashes} times; {counts_of(fleet.book)}", faults)
+
+
 async def _present_again(fleet: Fleet, clients: list[Client]) -> int:
     """Present what should be alive, then all that descends from a login whose session was ended by a reuse."""
     caller = fleet.caller()
     for client in clients:
         if client.token is not None:
             await fleet.insist(functools.partial(caller.refresh, client.token))
-    dead = [token for client in clients for session in client.sessions for token in reversed(session)]
+    thieves = [client for client in clients if not client.honest]
+    dead = [token for thief in thieves for session in thief.sessions for token in reversed(session)]
     chosen = dead[-_MOST_DESCENDANTS:]
     works = [functools.partial(fleet.insist, functools.partial(caller.refresh, token)) for token in chosen]
     await in_parallel(works, _AT_ONCE)
@@ -165,6 +188,26 @@ def control(ground: Ground) -> Verdict:
     return bounded(_race(ground, "nodes-control", 3, variant="unlocked", disturbed=False), seconds=_SLOW)
 
 
+def run_crashes(ground: Ground) -> Verdict:
+    """Kill the product's PostgreSQL."""
+    crashes = ground.scale(60, 4)
+    return bounded(_crash_and_recover(ground, "postgres", crashes), seconds=_SLOW + 10 * crashes)
+
+
+def control_crashes(ground: Ground) -> Verdict:
+    """Kill a PostgreSQL that acknowledges before it writes."""
+    work = _crash_and_recover(ground, "postgres-control", 2, variant="sync-commit-off", settings=_BATCHED)
+    return bounded(work, seconds=_SLOW)
+
+
+CRASHES: Final = Experiment(
+    name="postgres",
+    promise="P1: what was acknowledged survives a PostgreSQL that is killed",
+    run=run_crashes,
+    control=control_crashes,
+    control_says="synchronous_commit off",
+    finds="honest: ",
+)
 EXPERIMENT: Final = Experiment(
     name="nodes",
     promise="P2, P4 on three nodes: a token is spent once, honest retries cost no session, a reuse ends it for good",

@@ -59,7 +59,7 @@ class Client:
         self._site = site
         self._key = key
         self._chance = chance
-        self._honest = honest
+        self.honest = honest
         self._caller = site.caller()
         self.token: str | None = None
         self.sessions: list[list[str]] = []
@@ -77,7 +77,7 @@ class Client:
                         self.sessions.append([])
                 else:
                     self.sessions[-1].append(self.token)
-                    self.token = await (self._retry(self.token) if self._honest else self._steal(self.token))
+                    self.token = await (self._retry(self.token) if self.honest else self._steal(self.token))
         finally:
             self._caller.close()
 
