@@ -1,4 +1,4 @@
-"""A service on another host, with the light package only: it knows session JWTs by their signature, and asks nobody.
+"""A service on another host, with the light package only: it knows session JWTs by their signature, and asks for none of them.
 
     export GATELODGE_ISSUER=https://uat.example.com GATELODGE_AUDIENCE=partner-api-uat
     uvicorn examples.offline_app:app --port 8445 --ssl-certfile chain.pem --ssl-keyfile key.pem
@@ -6,11 +6,10 @@
     JWT=…    # from POST $GATELODGE_ISSUER/auth/login {"apiKey": "…"}
     curl https://localhost:8445/stock/brake-pad -H "R-Auth: $JWT"
 
-The issuer is asked for its public keys now and then, and for nothing else (if its certificate is of an authority of your own,
-name that in `SSL_CERT_FILE`). What cannot be known here, therefore:
+The issuer is asked for its public keys now and then, and all the time for what it has revoked (if its certificate is of an
+authority of your own, name that in `SSL_CERT_FILE`). So a session that has ended is refused here within moments, and everything
+is when the issuer was not heard for ten seconds. What cannot be known here:
 
-- whether a session has ended: after a logout, a revoked key or a suspended partner, its JWT is let in until it expires, which
-  is up to `jwt_ttl` (24 hours, unless that was changed) later;
 - whose an API key is, or whether an access token was ever issued: both are refused, `invalid_credential`;
 - how much of its quota a partner has used: nothing is counted, and answers have no rate headers.
 """
@@ -23,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from gatelodge import Gate, RemoteKeys, TokenRules, Verifier, caller_of
+from gatelodge import Gate, RemoteKeys, RemoteRevocations, TokenRules, Verifier, caller_of
 
 ISSUER: Final = os.environ["GATELODGE_ISSUER"]
 AUDIENCE: Final = os.environ.get("GATELODGE_AUDIENCE", "partner-api-uat")
@@ -36,5 +35,9 @@ async def tell_stock(request: Request) -> JSONResponse:
     return JSONResponse({"part": part, "stock": STOCK.get(part, 0), "askedBy": caller_of(request.scope).partner})
 
 
-verifier = Verifier(RemoteKeys(f"{ISSUER}/.well-known/jwks.json"), TokenRules.for_sessions(issuer=ISSUER, audience=AUDIENCE))
+verifier = Verifier(
+    RemoteKeys(f"{ISSUER}/.well-known/jwks.json"),
+    TokenRules.for_sessions(issuer=ISSUER, audience=AUDIENCE),
+    revocations=RemoteRevocations(f"{ISSUER}/auth/revocations", name="stock"),
+)
 app = Gate(Starlette(routes=[Route("/stock/{part}", tell_stock)]), verifier=verifier)

@@ -275,7 +275,9 @@ def test_offline_api_keys_and_access_tokens_are_refused_since_only_their_issuer_
     assert problem(stock.get("/stock/brake-pad"))["code"] == "credential_required"
 
 
-def test_offline_a_session_that_has_ended_is_let_in_as_the_example_says(stock, lodge_client, acme):
+def test_r25_offline_a_session_that_has_ended_is_refused_once_its_end_was_heard(stock, lodge_client, acme):
     session = log_in(lodge_client, acme.key)
-    assert lodge_client.post("/auth/logout", json={"refreshToken": session["refreshToken"]}).status_code == 204
     assert stock.get("/stock/brake-pad", headers=r_auth(session["jwt"])).status_code == 200
+    ended = lodge_client.post("/auth/logout", json={"refreshToken": session["refreshToken"]}, params={"wait": "10"}).json()
+    assert (ended["verifiers"], ended["acknowledged"]) == (1, 1)
+    assert outcome(stock.get("/stock/brake-pad", headers=r_auth(session["jwt"]))) == (401, "credential_revoked")

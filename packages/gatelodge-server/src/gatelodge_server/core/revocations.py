@@ -241,6 +241,8 @@ class Revocations:
         ``Unavailable``, or ``TooManyRequests`` if there is no room for one more verifier.
         """
         with self._place():
+            if not self._follower.is_current():
+                await self._follower.catch_up()  # a follower that has read nothing yet would not tell of the next change
             news = self._news
             page = await self.read(position)
             if verifier is not None and position is not None and position.restated is None and not page.is_reset:
