@@ -59,7 +59,7 @@ class _Row:
         return self.promise == "holds" and self.control == "fails"
 
     def __str__(self) -> str:
-        return f"{self.name:9} promise {self.promise:10} control {self.control:14} {self.seconds:5.0f} s  {self.counts}"
+        return f"{self.name:10} promise {self.promise:10} control {self.control:14} {self.seconds:5.0f} s  {self.counts}"
 
 
 def _run(experiment: Experiment, ground: Ground) -> _Row:
