@@ -2,13 +2,15 @@
 
 - ``GateLoop``: on a port with TLS, somebody who speaks plain HTTP is heard, so that it can be told to use https.
 - ``BoundedProtocol``: the head of a request has a limit and the whole has one, and one that never ends is not waited for.
+- Both, when the server stops: whoever has connected by then is answered. A proxy that does not ask whether a server is ready
+  sends until it is gone.
 """
 
 import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 from uuid import uuid4
 
@@ -29,6 +31,10 @@ REQUEST_TIMEOUT: Final = 30.0
 _HELLO_TIMEOUT: Final = 10.0
 _GOODBYE_TIMEOUT: Final = 1.0
 """Seconds for which a hang-up over TLS is to be answered in kind: an idle client does not answer, and holds up our stop."""
+_LAST_CALL: Final = 0.05
+"""Seconds after which those are taken who came while the socket was being closed: before uvicorn counts whom it waits for."""
+_QUIET: Final = 1.0
+"""Seconds for which a connection must have been quiet for us to hang up: a request may be on its way."""
 _TLS_HANDSHAKE: Final = b"\x16"
 """The first byte of every TLS connection (RFC 8446 5.1: ContentType handshake), and of no HTTP request."""
 _TLS_TIMEOUTS: Final = {"ssl_handshake_timeout": _HELLO_TIMEOUT, "ssl_shutdown_timeout": _GOODBYE_TIMEOUT}
@@ -38,11 +44,85 @@ class GateLoop(uvloop.Loop):
     """An event loop whose TLS servers also take plain connections; the scheme tells the application which it is."""
 
     async def create_server(self, protocol_factory: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as uvloop's
-        """As in asyncio; with a socket and a TLS context, a ``Listener``."""
+        """As in asyncio; with a socket, a ``Listener`` for TLS and a ``PlainListener`` without."""
         context, sock = kwargs.get("ssl"), kwargs.get("sock")
-        if context is None or sock is None:
+        if sock is None:
             return await super().create_server(protocol_factory, *args, **kwargs)
+        if context is None:
+            last_call = LastCall(self, sock)
+            return PlainListener(await super().create_server(protocol_factory, *args, **kwargs), protocol_factory, last_call)
         return Listener(self, protocol_factory, sock, context, kwargs.get("backlog", 100))
+
+
+class LastCall:
+    """Takes the connections that the system has accepted, and that nobody has taken, when a listening socket is closed.
+
+    The system would reset them: their senders have sent a request, and would not know whether it was heard.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._own = sock.dup()  # the last to be closed here, so that nothing is lost in between
+        self._serving: set[asyncio.Task[Any]] = set()
+        self._protocols: list[HttpToolsProtocol] = []
+
+    def take(self, serve: Callable[[socket.socket], Coroutine[Any, Any, Any]]) -> None:
+        """Close the socket, and have the connections served that have come by then."""
+        self._sock.close()
+        self._loop.call_later(_LAST_CALL, self._take, serve)
+
+    def _take(self, serve: Callable[[socket.socket], Coroutine[Any, Any, Any]]) -> None:
+        self._own.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._own.accept()
+                self.keep(self._loop.create_task(serve(connection)))
+        self._own.close()
+
+    def keep(self, serving: asyncio.Task[Any]) -> None:
+        """Wait for this too."""
+        self._serving.add(serving)
+        serving.add_done_callback(self._serving.discard)
+
+    def watch(self, protocol: asyncio.Protocol) -> asyncio.Protocol:
+        """Hang up on whoever turns out to have nothing to say."""
+        if isinstance(protocol, HttpToolsProtocol):
+            self._protocols.append(protocol)
+            self._loop.call_soon(protocol.shutdown)
+        return protocol
+
+    async def wait(self) -> None:
+        """Return once all that came late have been answered."""
+        # uvicorn's set of connections tells nobody when one leaves it.
+        while self._own.fileno() != -1 or self._serving or any(late in late.connections for late in self._protocols):  # noqa: ASYNC110
+            await asyncio.sleep(_LAST_CALL)
+
+
+class PlainListener:
+    """The loop's own server, which nobody loses who has connected."""
+
+    def __init__(
+        self, server: asyncio.AbstractServer, protocol_factory: Callable[[], asyncio.Protocol], last_call: LastCall
+    ) -> None:
+        self._server = server
+        self._protocol_factory = protocol_factory
+        self._last_call = last_call
+
+    def close(self) -> None:
+        """Accept nobody any more."""
+        self._server.close()
+        self._last_call.take(self._serve)
+
+    async def wait_closed(self) -> None:
+        """Return once all who came late have been answered."""
+        await self._server.wait_closed()
+        await self._last_call.wait()
+
+    async def _serve(self, connection: socket.socket) -> None:
+        connection.setblocking(False)  # noqa: FBT003
+        loop = asyncio.get_running_loop()
+        await loop.connect_accepted_socket(lambda: self._last_call.watch(self._protocol_factory()), connection)
 
 
 class Listener:
@@ -62,17 +142,23 @@ class Listener:
         self._protocol_factory = protocol_factory
         self._context = context
         self._greetings: set[asyncio.Task[None]] = set()
+        self._last_call = LastCall(loop, sock)
+        self._is_closing = False
         self._accepting = loop.create_task(self._accept(sock))
 
     def close(self) -> None:
         """Accept nobody any more."""
         self._accepting.cancel()
+        self._is_closing = True
+        self._last_call.take(self._greet)
         for greeting in self._greetings:
-            greeting.cancel()
+            self._last_call.keep(greeting)
+            self._loop.call_later(_QUIET, greeting.cancel)
 
     async def wait_closed(self) -> None:
-        """Return once nobody is being accepted."""
-        await asyncio.gather(self._accepting, *self._greetings, return_exceptions=True)
+        """Return once all who came late have been answered."""
+        await asyncio.gather(self._accepting, return_exceptions=True)
+        await self._last_call.wait()
 
     async def _accept(self, sock: socket.socket) -> None:
         while True:
@@ -89,19 +175,23 @@ class Listener:
     async def _greet(self, connection: socket.socket) -> None:
         try:
             connection.setblocking(False)  # noqa: FBT003
-            async with asyncio.timeout(_HELLO_TIMEOUT):
+            async with asyncio.timeout(_QUIET if self._is_closing else _HELLO_TIMEOUT):
                 first = await self._peek(connection)
             if not first:
                 connection.close()
                 return
             context = self._context if first == _TLS_HANDSHAKE else None
             timeouts = {} if context is None else _TLS_TIMEOUTS
-            await self._loop.connect_accepted_socket(self._protocol_factory, connection, ssl=context, **timeouts)
+            await self._loop.connect_accepted_socket(self._protocol, connection, ssl=context, **timeouts)
         except (OSError, TimeoutError):  # it hung up, or what it sent is no TLS after all
             connection.close()
         except asyncio.CancelledError:
             connection.close()
             raise
+
+    def _protocol(self) -> asyncio.Protocol:
+        protocol = self._protocol_factory()
+        return self._last_call.watch(protocol) if self._is_closing else protocol
 
     async def _peek(self, connection: socket.socket) -> bytes:
         with contextlib.suppress(BlockingIOError):
@@ -135,6 +225,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_size: int | None = None
         self._size = 0
         self._arriving = False
+        self._heard_at = self.loop.time()
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
@@ -173,6 +264,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Count what belongs to an unfinished head; wait for an unfinished request only so long."""
         if self.transport.is_closing():
             return
+        self._heard_at = self.loop.time()
         super().data_received(data)
         if self._head_size is not None:
             self._head_size += len(data)
@@ -188,6 +280,15 @@ class BoundedProtocol(HttpToolsProtocol):
         elif not self._arriving and self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def shutdown(self) -> None:
+        """Answer what is under way, and what may be on its way; then hang up. The edge makes each answer the last one."""
+        if self.cycle is not None and not self.cycle.response_complete:  # type: ignore[redundant-expr]  # it is None at first
+            super().shutdown()
+        elif (quiet := self.loop.time() - self._heard_at) < _QUIET:
+            self.loop.call_later(_QUIET - quiet, self.shutdown)
+        elif self in self.connections:
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timer."""

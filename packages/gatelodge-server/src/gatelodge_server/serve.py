@@ -37,7 +37,8 @@ _HURRY: Final = signal.SIGUSR1
 """Tells a worker to drain no longer. Nobody but its parent sends it."""
 _GLANCE: Final = 0.2
 """Seconds after which the parent of workers looks whether it was told something while it waits for them."""
-_START_TIMEOUT: Final = 30.0
+_START_TIMEOUT: Final = 120.0
+"""Seconds that a worker may take until it listens; a machine may be busy."""
 
 
 @dataclass(frozen=True, slots=True)
