@@ -1,0 +1,104 @@
+"""Backup and restore as the deployment guide shows them, of real servers; and what an old backup means."""
+
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from guide import block
+from harness import Server, clean_environment, run_command
+from outside import add_partner, ask, bearer, log_in, outcome, refresh, until
+
+GOOD = (200, None)
+
+
+def sh(text, **environ):
+    """Run a block as somebody would who pastes it."""
+    done = subprocess.run(
+        ["/bin/sh", "-euc", text], env=clean_environment(environ), capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def server(tmp_path):
+    with Server(tmp_path / "data") as running:
+        yield running
+
+
+@pytest.fixture
+def where(tmp_path, server):
+    """What the blocks call their directories."""
+    (tmp_path / "backup").mkdir()
+    return {"DATA": str(server.data), "BACKUP": str(tmp_path / "backup")}
+
+
+def restart_from(server, where):
+    server.stop()
+    sh(block("sh", "rm -f"), **where)
+    looked = run_command("doctor", data=server.data)
+    assert looked.returncode == 0, looked.stdout + looked.stderr
+    server.start()
+
+
+class Refreshing(threading.Thread):
+    """Moves a session on and on, so that the database changes while it is copied."""
+
+    def __init__(self, client, token):
+        super().__init__(daemon=True)
+        self._client, self.tokens = client, [token]
+        self._over = threading.Event()
+
+    def run(self):
+        while not self._over.is_set():
+            self.tokens.append(refresh(self._client, self.tokens[-1]).json()["refreshToken"])
+
+    def end(self):
+        self._over.set()
+        self.join(30)
+
+
+@pytest.mark.parametrize("how", [".backup", "VACUUM INTO"])
+def test_a_server_that_is_busy_is_copied_and_restored(server, where, how):
+    partner = add_partner(server.data)
+    with server.client() as client, server.client() as another:
+        quiet = log_in(client, partner.key)["refreshToken"]
+        busy = Refreshing(another, log_in(client, partner.key)["refreshToken"])
+        busy.start()
+        until(lambda: len(busy.tokens) > 2, "it is busy")
+        sh(block("sh", how), **where)
+        busy.end()
+    (copy,) = Path(where["BACKUP"]).iterdir()
+    copy.rename(copy.with_name("gatelodge.db"))
+    restart_from(server, where)
+    with server.client() as client:
+        assert refresh(client, quiet).status_code == 200
+        assert outcome(refresh(client, busy.tokens[0])) == (401, "refresh_token_reused")
+
+
+def test_what_came_after_the_backup_is_gone_and_what_was_revoked_is_alive(server, where):
+    early, doomed = add_partner(server.data), add_partner(server.data)
+    with server.client() as client:
+        session = log_in(client, early.key)
+        sh(block("sh", ".backup"), **where)
+        moved = refresh(client, session["refreshToken"]).json()
+        unknown = log_in(client, early.key)
+        late = add_partner(server.data)
+        ask("key", "revoke", doomed.key_id, data=server.data)
+        assert outcome(client.post("/auth/login", json={"apiKey": doomed.key})) == (401, "credential_revoked")
+    restart_from(server, where)
+    with server.client() as client:
+        # A refresh: from the future. Nobody knows who holds the one before, so that is dead with it.
+        assert outcome(refresh(client, moved["refreshToken"]))[0] == 401
+        assert outcome(refresh(client, session["refreshToken"]))[0] == 401
+        assert "session.restored" in [event["action"] for event in ask("audit", data=server.data)]
+        # A login, a new partner: unknown.
+        assert outcome(refresh(client, unknown["refreshToken"]))[0] == 401
+        assert outcome(client.get("/companies", headers=bearer(unknown["jwt"])))[0] == 401
+        assert outcome(client.post("/auth/login", json={"apiKey": late.key})) == (401, "invalid_credential")
+        # A revocation: undone, until it is done again.
+        assert outcome(client.post("/auth/login", json={"apiKey": doomed.key})) == GOOD
+        ask("key", "revoke", doomed.key_id, data=server.data)
+        assert outcome(client.post("/auth/login", json={"apiKey": doomed.key})) == (401, "credential_revoked")
+        # And everybody can come back.
+        assert log_in(client, early.key)
