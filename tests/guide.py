@@ -9,12 +9,16 @@ ROOT = Path(__file__).parent.parent
 DEPLOYMENT = ROOT / "docs" / "deployment.md"
 
 
-def block(language: str, containing: str = "") -> str:
-    """The one block of the deployment guide in this language that holds these words."""
-    # Fences come in pairs, the first with a language or none.
+def blocks(language: str) -> list[str]:
+    """The blocks of the deployment guide in this language; without one they have none."""
+    # Fences come in pairs, and the first of each says the language.
     parts = re.split(r"^ *```(.*)\n", DEPLOYMENT.read_text("utf-8"), flags=re.MULTILINE)
-    blocks = [text for said, text in zip(parts[1::4], parts[2::4], strict=True) if said == language]
-    (found,) = [dedent(text) for text in blocks if containing in text]
+    return [dedent(text) for said, text in zip(parts[1::4], parts[2::4], strict=True) if said == language]
+
+
+def block(language: str, containing: str = "") -> str:
+    """The one of them that holds these words."""
+    (found,) = [text for text in blocks(language) if containing in text]
     return found
 
 

@@ -5,11 +5,15 @@ import threading
 from pathlib import Path
 
 import pytest
-from guide import block
+from guide import block, blocks
 from harness import Server, clean_environment, run_command
 from outside import add_partner, ask, bearer, log_in, outcome, refresh, until
 
 GOOD = (200, None)
+WAITING = ("pg_dump", "pg_restore", "pg_basebackup")
+"""Blocks that are shown and not run here yet: they need a PostgreSQL, and its programs of the same version."""
+NO_COMMANDS = ("GATELODGE_",)
+"""Blocks that are lines of an environment file."""
 
 
 def sh(text, **environ):
@@ -18,6 +22,13 @@ def sh(text, **environ):
         ["/bin/sh", "-euc", text], env=clean_environment(environ), capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_every_block_of_commands_is_run_or_waits_for_a_database():
+    shown = [line.split()[0] for text in blocks("sh") for line in text.splitlines()[:1]]
+    known = (*WAITING, *NO_COMMANDS, "sqlite3", "rm")
+    assert [word for word in shown if not word.startswith(known)] == []
+    assert all(any(word.startswith(each) for word in shown) for each in known)
 
 
 @pytest.fixture
