@@ -380,12 +380,27 @@ async def test_who_asks_for_what_comes_next_has_applied_what_came_before(node, k
     assert await node.revocations.reach(None) == Reach(position.sequence, 1, 1)
 
 
-async def test_who_begins_or_knows_of_another_history_has_applied_nothing(node, other, key):
+async def test_who_begins_or_knows_of_another_history_is_there_and_has_applied_nothing(node, other, key):
+    """It believes the answer before it asks again: what is revoked in between has to wait for it."""
     last = await other.last_change()
     restated = Position(last, mark_of((await other.list_changes(after=last - 1, limit=1))[0]), ("partner", "acme"))
     for position in (None, Position(last + 1), Position(last, "0123456789abcdef"), restated):
+        await node.revocations.acknowledge("verifier-1", last)
         await node.follow(position, wait=0, verifier="verifier-1")
-        assert await node.revocations.reach(last) == Reach(last, 0, 0)
+        assert await node.revocations.reach(last) == Reach(last, 1, 0)
+
+
+async def test_what_is_revoked_while_somebody_begins_is_told_to_it_or_waits_for_it(node, other, key):
+    """Were the beginning read before its reader is counted, a revocation in between would go to nobody."""
+    acknowledge, ended = node.revocations.acknowledge, []
+
+    async def and_end_a_session(*said):
+        await acknowledge(*said)
+        ended.extend(await end_sessions(other, key, 1))
+
+    node.revocations.acknowledge = and_end_a_session
+    page = await node.follow(None, wait=0, verifier="verifier-1")
+    assert subjects(page) == ended
 
 
 async def test_a_step_that_is_not_there_cannot_be_acknowledged(node, key):

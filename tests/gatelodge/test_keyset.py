@@ -492,7 +492,7 @@ def test_r3_keys_come_over_https_or_from_this_very_host_if_asked_for(url, plain_
     if good:
         assert RemoteKeys(url, plain_http=plain_http)
     else:
-        with pytest.raises(ValueError, match="key set's URL"):
+        with pytest.raises(ValueError, match="issuer's URL"):
             RemoteKeys(url, plain_http=plain_http)
 
 

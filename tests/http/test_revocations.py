@@ -204,10 +204,16 @@ def ask_and_wait(server, position):
     return connection
 
 
+def ask_for_events(server):
+    """A connection on which events come for as long as it lasts."""
+    connection = connect(server)
+    connection.sendall(f"GET {FEED} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".encode())
+    return connection
+
+
 def test_one_address_keeps_so_many_waiting_and_who_goes_away_makes_room(alone):
     server, client = alone
-    position = now_at(client)
-    waiting = [ask_and_wait(server, position) for _ in range(100)]
+    waiting = [ask_for_events(server) for _ in range(100)]
     try:
         until(lambda: client.get(FEED).status_code == 429, "the hundredth waits")
         assert outcome(client.get(FEED)) == (429, "too_many_requests")
@@ -222,8 +228,7 @@ def test_sigterm_answers_those_who_wait_at_once_and_ends_event_streams(tmp_path)
     with Server(tmp_path / "data") as server, server.client() as client:
         position = now_at(client)
         polling = ask_and_wait(server, position)
-        streaming = connect(server)
-        streaming.sendall(f"GET {FEED} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".encode())
+        streaming = ask_for_events(server)
         assert streaming.recv(12) == b"HTTP/1.1 200"
         read(client, after=position)  # both are there, and wait
         began = time.monotonic()

@@ -245,15 +245,25 @@ class Revocations:
                 await self._follower.catch_up()  # a follower that has read nothing yet would not tell of the next change
             news = self._news
             page = await self.read(position)
-            if verifier is not None and position is not None and position.restated is None and not page.is_reset:
-                with suppress(StepNotFound):  # restored this very moment: the next answer says so
-                    await self.acknowledge(verifier, position.sequence)
+            if verifier is not None:
+                page = await self._note(verifier, position, page)
             until = self._monotonic() + wait
             while not page.is_news and not leave.is_set() and self._monotonic() < until:
                 await _first_of(news, leave, seconds=until - self._monotonic())
                 news = self._news
                 page = await self.read(position)
             return page
+
+    async def _note(self, verifier: str, position: Position | None, page: Page) -> Page:
+        """Note what a verifier has applied. What it is to be told may have to be read again."""
+        if position is not None and position.restated is None and not page.is_reset:
+            with suppress(StepNotFound):  # restored this very moment: the next answer says so
+                await self.acknowledge(verifier, position.sequence)
+            return page
+        # It will believe the answer before it is heard of again. So it counts before that is read, as one that has applied
+        # nothing: whatever is revoked from then on waits for it.
+        await self.acknowledge(verifier, 0)
+        return await self.read(position)
 
     @contextmanager
     def _place(self) -> Iterator[None]:
