@@ -247,7 +247,8 @@ class PostgresDriver:
         proving = asyncio.create_task(prove())
         try:
             connection.add_termination_listener(lambda _: lost.set())
-            await connection.add_listener(_CHANNEL, lambda *_: self._ring())
+            async with asyncio.timeout(_CONNECT_TIMEOUT):  # a server may fall silent right after it has let somebody in
+                await connection.add_listener(_CHANNEL, lambda *_: self._ring())
             self._ring()  # for what was said while nobody listened
             yield lost
         finally:
@@ -307,8 +308,10 @@ class PostgresDriver:
     async def _once(self, engine: AsyncEngine, verb: Callable[[Connection], Result], deadline: float) -> Result:
         is_committing = False
         try:
-            async with engine.connect() as connection:
-                async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(deadline):
+                connecting = await engine.connect()
+            async with contextlib.aclosing(connecting) as connection:
+                async with _hung_up_at(deadline, connection):
                     await connection.begin()
                     outcome, has_changed = await connection.run_sync(_run_verb, verb)
                     if has_changed:
@@ -329,6 +332,23 @@ class PostgresDriver:
         if self._under_way:
             await asyncio.wait(self._under_way)
         await self._engine.dispose()
+
+
+@contextlib.asynccontextmanager
+async def _hung_up_at(deadline: float, connection: AsyncConnection) -> AsyncIterator[None]:
+    """Hang up if it takes longer than that. Raises ``TimeoutError`` then.
+
+    Who is cancelled takes leave of the server first, and waits two seconds more for one that does not answer.
+    """
+    raw = (await connection.get_raw_connection()).driver_connection
+    assert raw is not None
+    timer = asyncio.get_running_loop().call_at(deadline, raw.terminate)
+    try:
+        yield
+    except _FAULTS as fault:
+        raise (TimeoutError("no answer in time") if asyncio.get_running_loop().time() >= deadline else fault) from fault
+    finally:
+        timer.cancel()
 
 
 async def _commit(connection: AsyncConnection) -> None:
