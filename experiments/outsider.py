@@ -11,6 +11,7 @@ import itertools
 import logging
 import ssl
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self
@@ -47,7 +48,8 @@ class Outsider:
 
     async def ask(self, jwt: str) -> str:
         """What it says of a JWT: ``ACCEPTED``, or the code of its refusal."""
-        number, said = next(self._numbers), asyncio.get_running_loop().create_future()
+        number = next(self._numbers)
+        said: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._waiting[number] = said
         assert self._process.stdin is not None
         self._process.stdin.write(f"{number} {jwt}\n".encode("ascii"))
@@ -69,11 +71,15 @@ class Outsider:
         await self._reading
 
 
-def _verifier(url: str, authority: str, issuer: str, max_staleness: float, clock: Callable[[], float] | None) -> Verifier:
+def since_boot() -> float:
+    """Seconds since this machine was started, those included in which it slept."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _verifier(url: str, authority: str, issuer: str, max_staleness: float, clock: Callable[[], float]) -> Verifier:
     fetch = https_fetch(timeout=_TIMEOUT, context=ssl.create_default_context(cafile=authority))
-    more = {} if clock is None else {"clock": clock}
     revocations = RemoteRevocations(
-        f"{url}/auth/revocations", max_staleness=max_staleness, timeout=_TIMEOUT, name="outsider", fetch=fetch, **more
+        f"{url}/auth/revocations", max_staleness=max_staleness, timeout=_TIMEOUT, name="outsider", fetch=fetch, clock=clock
     )
     keys = RemoteKeys(f"{url}/.well-known/jwks.json", fetch=fetch)
     return Verifier(keys, TokenRules.for_sessions(issuer=issuer, audience=AUDIENCE), revocations=revocations)
@@ -109,7 +115,7 @@ def main() -> None:
     parser.add_argument("--ageless", action="store_true", help="it never looks at the age of what it knows")
     given = parser.parse_args()
     logging.getLogger("gatelodge").setLevel(logging.ERROR)  # that a wire is cut is meant
-    clock = (lambda: 0.0) if given.ageless else None
+    clock = (lambda: 0.0) if given.ageless else since_boot
     asyncio.run(_answer(_verifier(given.url, given.authority, given.issuer, given.max_staleness, clock)))
 
 
