@@ -298,8 +298,9 @@ class Copier:
 
         with source.snapshot() as here, target.snapshot() as there:
             for table in COPIED:
-                for difference in find_differences(table, here, there, seen):
-                    yield table, difference
+                with closing(find_differences(table, here, there, seen)) as differences:
+                    for difference in differences:
+                        yield table, difference
                 yield table, None
 
     def _leave(self, move: bytes) -> None:

@@ -5,7 +5,8 @@ together. A batch goes by whatever order its own database has an index for.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from typing import Any, Final, TypeAlias
 
 from sqlalchemy import (
@@ -160,26 +161,32 @@ def _fault_of_text(value: object, length: int | None) -> str | None:
 # --- comparing ------------------------------------------------------------------------------------------------------------
 
 
-def find_differences(table: Table, source: Snapshot, target: Snapshot, seen: Callable[[int], None]) -> Iterator[Difference]:
+def find_differences(
+    table: Table, source: Snapshot, target: Snapshot, seen: Callable[[int], None]
+) -> Generator[Difference, None, None]:
     """Every row that is not the same in both. ``seen`` is told how many rows of the source have been looked at since."""
     key_of = key_reader(table)
-    theirs = target.rows(in_order(table, target.dialect))
-    other = next(theirs, None)
-    for row in source.rows(in_order(table, source.dialect)):
-        key = key_of(row)
-        while other is not None and key_of(other) < key:
+    # Closed in their order, whatever ends the walk: each is done with before its snapshot is.
+    with (
+        closing(source.rows(in_order(table, source.dialect))) as ours,
+        closing(target.rows(in_order(table, target.dialect))) as theirs,
+    ):
+        other = next(theirs, None)
+        for row in ours:
+            key = key_of(row)
+            while other is not None and key_of(other) < key:
+                yield None, other
+                other = next(theirs, None)
+            if other is None or key_of(other) != key:
+                yield row, None
+            else:
+                if tuple(other) != tuple(row):
+                    yield row, other
+                other = next(theirs, None)
+            seen(1)
+        while other is not None:
             yield None, other
             other = next(theirs, None)
-        if other is None or key_of(other) != key:
-            yield row, None
-        else:
-            if tuple(other) != tuple(row):
-                yield row, other
-            other = next(theirs, None)
-        seen(1)
-    while other is not None:
-        yield None, other
-        other = next(theirs, None)
 
 
 def in_order(table: Table, dialect: str) -> Select[Any]:

@@ -5,7 +5,7 @@ A side belongs to the thread that has made it. All that it does is done when its
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from typing import Any, Final, Protocol, TypeVar
 
@@ -38,7 +38,7 @@ class Snapshot(Protocol):
 
     dialect: str
 
-    def rows(self, query: Select[Any]) -> Iterator[AnyRow]:
+    def rows(self, query: Select[Any]) -> Generator[AnyRow, None, None]:
         """The rows of a query, a few at a time. Raises ``DatabaseFault``."""
         ...
 
@@ -228,7 +228,7 @@ class _Looking:
         self.dialect = connection.dialect.name
         self._run = run
 
-    def rows(self, query: Select[Any]) -> Iterator[AnyRow]:
+    def rows(self, query: Select[Any]) -> Generator[AnyRow, None, None]:
         ahead = {"stream_results": True, "max_row_buffer": _READ_AHEAD}
         result = self._run(lambda connection: connection.execute(query, execution_options=ahead))
         with closing(_Cursor(self._run, result)):
