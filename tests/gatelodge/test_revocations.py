@@ -169,6 +169,14 @@ def test_marks_without_an_epoch_are_of_the_first_one_and_a_strange_one_is_no_goo
             JwtMarks.of({**claims, "epoch": epoch}, "k")
 
 
+def test_an_older_word_does_not_take_the_place_of_a_newer_one():
+    known = knowing(revocation("partner", "acme-motors", sequence=9, reason=PartnerSuspended))
+    known.apply(page(revocation("partner", "acme-motors", sequence=8, reason=None)), NOW)
+    assert known.judge(JWT, NOW) is PartnerSuspended
+    known.apply(page(revocation("partner", "acme-motors", sequence=9, reason=None)), NOW)
+    assert known.judge(JWT, NOW) is None
+
+
 # --- whatever happens on the way, the end is the same ---
 
 
