@@ -41,6 +41,8 @@ _TICK: Final = 0.2
 """Seconds between two requests of a client."""
 _CLIENTS: Final = 4
 """At each node: so many log in, so many refresh, so many call."""
+_MARGIN: Final = 1.0
+"""Seconds by which an answer may come later than the driver gives up, on a machine that has much to do."""
 _SETTLED: Final = 5.0
 """Seconds after the end of an outage from which everything is as before."""
 _WATCHED: Final = 5.0
@@ -178,6 +180,9 @@ class _Outage:
     revoked_at: float
     begun: float
     ended: float
+    """When the database was told to come back,"""
+    back_at: float
+    """and when it had."""
 
 
 async def _break(load: _Load, wire: Cut, company: str, harm: Harm, seconds: float) -> tuple[_Outage, str]:
@@ -196,8 +201,7 @@ async def _break(load: _Load, wire: Cut, company: str, harm: Harm, seconds: floa
     await asyncio.sleep(seconds)  # the outage
     ended = time.monotonic()
     await asyncio.to_thread(server.start if harm == "stopped" else server.thaw)
-    outage = _Outage(harm, revoked_at, begun, ended if harm == "frozen" else time.monotonic())
-    return outage, str(answer.body["apiKey"])
+    return _Outage(harm, revoked_at, begun, ended, time.monotonic()), str(answer.body["apiKey"])
 
 
 def _judge(load: _Load, outage: _Outage, before: int) -> Verdict:
@@ -212,13 +216,13 @@ def _judge(load: _Load, outage: _Outage, before: int) -> Verdict:
     ]
     taken = sorted(one.t1 - one.t0 for one in during)
     p99 = taken[int(len(taken) * 0.99)]
-    if p99 > PATIENCE:
+    if p99 > PATIENCE + _MARGIN:
         faults.append(f"slow: one answer in a hundred took longer than {p99:.1f} s")
-    settled = outage.ended + _SETTLED
+    settled = outage.back_at + _SETTLED
     after = load.answered(settled, settled + _WATCHED)
     if after < _FULL * before:
         faults.append(f"speed: {after} answers in {_WATCHED:.0f} s, and {before} before the outage")
-    first = min((one.t1 - outage.ended for one in load.seen if _wrote(one) and one.t1 > outage.ended), default=float("inf"))
+    first = min((one.t1 - outage.back_at for one in load.seen if _wrote(one) and one.t1 > outage.ended), default=float("inf"))
     let_in = [one.t0 - outage.begun for one in answered if one.status == 200]
     return Verdict(
         f"{outage.harm}: {len(answered)} answers, {len(let_in)} from memory until {max(let_in, default=0):.1f} s, "

@@ -148,6 +148,31 @@ async def test_a_failed_flush_is_followed_by_one_that_works(flushes):
     assert await batch("d") == "D"
 
 
+async def test_who_stands_behind_a_flush_that_waited_in_vain_is_told_so_and_does_not_wait_as_long_again(flushes):
+    batch = Batch(flushes, vain=0)
+    flushes.gate.clear()
+    (first,) = await queued(batch, "down")
+    await flushes.begun.wait()
+    behind = await queued(batch, "a", "b")
+    flushes.gate.set()
+    answers = await asyncio.gather(first, *behind, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [Unavailable] * 3
+    assert flushes.batches == [["down"]]  # nothing of theirs was begun
+    assert await batch("c") == "C"
+
+
+async def test_who_stands_behind_a_flush_that_failed_soon_has_a_turn(flushes):
+    batch = Batch(flushes, vain=60)
+    flushes.gate.clear()
+    (first,) = await queued(batch, "down")
+    await flushes.begun.wait()
+    behind = await queued(batch, "a", "b")
+    flushes.gate.set()
+    answers = await asyncio.gather(first, *behind, return_exceptions=True)
+    assert isinstance(answers[0], Unavailable)
+    assert answers[1:] == ["A", "B"]
+
+
 @pytest.mark.parametrize("backlog", [1, 2, 3])
 async def test_r72_more_than_the_backlog_are_turned_away_at_once(flushes, backlog):
     batch = Batch(flushes, backlog=backlog)

@@ -1,7 +1,8 @@
 """Micro-batching: one transaction, and so one fsync, serves every caller that came while the one before was under way.
 
 There is no timer. A lone request is flushed at once; under load the batches grow by themselves, because a flush takes as long
-as it takes and the others collect meanwhile.
+as it takes and the others collect meanwhile. Nobody stands behind two that fail: when a flush has waited for the database in
+vain, those who collected meanwhile are told so as well, and none of theirs was begun.
 """
 
 import asyncio
@@ -18,7 +19,8 @@ class Batch(Generic[Request, Outcome]):
     """One verb's queue. Each caller gets its own outcome, in the order of arrival, and never another caller's exception.
 
     ``run`` is given one to ``largest`` requests and returns as many outcomes; it is never run twice at once. More than
-    ``backlog`` callers are not kept waiting: the next hears ``Unavailable``.
+    ``backlog`` callers are not kept waiting: the next hears ``Unavailable``. So do those who came before a flush was found to
+    be ``Unavailable`` after ``vain`` seconds or more; what fails sooner is tried again for them.
     """
 
     def __init__(
@@ -27,10 +29,12 @@ class Batch(Generic[Request, Outcome]):
         *,
         largest: int = 256,
         backlog: int = 4096,
+        vain: float = 1.0,
     ) -> None:
         self._run = run
         self._largest = largest
         self._backlog = backlog
+        self._vain = vain
         self._waiting: list[tuple[Request, asyncio.Future[Outcome]]] = []
         self._drain: asyncio.Task[None] | None = None
 
@@ -47,23 +51,28 @@ class Batch(Generic[Request, Outcome]):
         return await future
 
     async def _drain_all(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
             while self._waiting:
                 taken, self._waiting = self._waiting[: self._largest], self._waiting[self._largest :]
-                await self._flush(taken)
+                begun = loop.time()
+                if not await self._flush(taken) and loop.time() - begun >= self._vain:
+                    behind, self._waiting = self._waiting, []
+                    _refuse(behind)
         finally:
             self._drain = None
 
-    async def _flush(self, taken: Sequence[tuple[Request, asyncio.Future[Outcome]]]) -> None:
+    async def _flush(self, taken: Sequence[tuple[Request, asyncio.Future[Outcome]]]) -> bool:
+        """Run them and tell their callers; whether the database was there."""
         try:
             outcomes = await self._run([request for request, _ in taken])
         except Unavailable:
-            for _, future in taken:
-                _settle(future, fault=Unavailable())
+            _refuse(taken)
+            return False
         except Exception as fault:  # noqa: BLE001 - whatever it is, it belongs to one of the callers
             if len(taken) == 1:
                 _settle(taken[0][1], fault=fault)
-                return
+                return True
             # Nothing was committed. One of them is poison: alone, each gets what is its own.
             for alone in taken:
                 await self._flush([alone])
@@ -71,6 +80,12 @@ class Batch(Generic[Request, Outcome]):
             for (_, future), outcome in zip(taken, outcomes, strict=True):
                 if not future.done():  # its caller may have gone
                     future.set_result(outcome)
+        return True
+
+
+def _refuse(taken: Sequence[tuple[Request, asyncio.Future[Outcome]]]) -> None:
+    for _, future in taken:
+        _settle(future, fault=Unavailable())
 
 
 def _settle(future: asyncio.Future[Outcome], *, fault: Exception) -> None:

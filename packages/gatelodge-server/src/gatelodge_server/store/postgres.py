@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -37,6 +38,8 @@ OLDEST: Final = 150_000
 """The first version that is served, as ``server_version_num`` has it."""
 PATIENCE: Final = 5.0
 """Seconds within which a transaction reaches its commit, from when it is asked for; and within which that is answered."""
+_MARGIN: Final = 0.05
+"""Seconds after which what has to end by then has been told to."""
 LOCK_PATIENCE: Final = 4.0
 """Seconds for which a statement waits for a lock."""
 UPGRADE_PATIENCE: Final = 60.0
@@ -279,10 +282,15 @@ class PostgresDriver:
     async def _transact(self, engine: AsyncEngine, verb: Callable[[Connection], Result]) -> Result:
         if len(self._under_way) >= _LONGEST:
             raise Unavailable
-        task = asyncio.create_task(self._try(engine, verb))
+        progress = _Progress(asyncio.get_running_loop().time() + PATIENCE)
+        task = asyncio.create_task(self._try(engine, verb, progress))
         self._under_way.add(task)
         task.add_done_callback(self._end)
         # Whoever asked may go away. What has begun is brought to its end all the same.
+        await asyncio.wait((task,), timeout=PATIENCE + _MARGIN)
+        if not task.done() and not progress.is_committing:
+            # Broken off, and so never committed. It takes leave of a server that does not answer, and that takes its time.
+            raise Unavailable
         return await asyncio.shield(task)
 
     def _end(self, task: asyncio.Task[Any]) -> None:
@@ -290,13 +298,12 @@ class PostgresDriver:
         if not task.cancelled():
             task.exception()  # whoever still waits hears of it
 
-    async def _try(self, engine: AsyncEngine, verb: Callable[[Connection], Result]) -> Result:
-        deadline = asyncio.get_running_loop().time() + PATIENCE
+    async def _try(self, engine: AsyncEngine, verb: Callable[[Connection], Result], progress: "_Progress") -> Result:
         for attempt in range(1, _TRIES + 1):
             try:
-                return await self._once(engine, verb, deadline)
+                return await self._once(engine, verb, progress)
             except _NotCommittedError as nothing_done:
-                is_late = asyncio.get_running_loop().time() + _PAUSE * attempt >= deadline
+                is_late = asyncio.get_running_loop().time() + _PAUSE * attempt >= progress.deadline
                 if attempt == _TRIES or is_late or not nothing_done.is_worth_a_try(attempt):
                     if _is_mistake(nothing_done.fault):
                         raise nothing_done.fault from None  # in a verb, and so ours: it would be no better another time
@@ -305,21 +312,20 @@ class PostgresDriver:
                 await asyncio.sleep(_PAUSE * attempt * nothing_done.is_contention)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _once(self, engine: AsyncEngine, verb: Callable[[Connection], Result], deadline: float) -> Result:
-        is_committing = False
+    async def _once(self, engine: AsyncEngine, verb: Callable[[Connection], Result], progress: "_Progress") -> Result:
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(progress.deadline):
                 connecting = await engine.connect()
             async with contextlib.aclosing(connecting) as connection:
-                async with _hung_up_at(deadline, connection):
+                async with asyncio.timeout_at(progress.deadline):
                     await connection.begin()
                     outcome, has_changed = await connection.run_sync(_run_verb, verb)
                     if has_changed:
                         await connection.exec_driver_sql(f"NOTIFY {_CHANNEL}")
-                is_committing = True
+                progress.is_committing = True
                 await _commit(connection)
         except _FAULTS as fault:
-            if is_committing:
+            if progress.is_committing:
                 self._on_fault(f"a commit without an answer: {_say(fault)}")
                 raise Unavailable from fault
             raise _NotCommittedError(fault) from fault
@@ -334,21 +340,12 @@ class PostgresDriver:
         await self._engine.dispose()
 
 
-@contextlib.asynccontextmanager
-async def _hung_up_at(deadline: float, connection: AsyncConnection) -> AsyncIterator[None]:
-    """Hang up if it takes longer than that. Raises ``TimeoutError`` then.
+@dataclass(slots=True)
+class _Progress:
+    """Until when a transaction has to have reached its commit, by the loop's clock, and whether it has."""
 
-    Who is cancelled takes leave of the server first, and waits two seconds more for one that does not answer.
-    """
-    raw = (await connection.get_raw_connection()).driver_connection
-    assert raw is not None
-    timer = asyncio.get_running_loop().call_at(deadline, raw.terminate)
-    try:
-        yield
-    except _FAULTS as fault:
-        raise (TimeoutError("no answer in time") if asyncio.get_running_loop().time() >= deadline else fault) from fault
-    finally:
-        timer.cancel()
+    deadline: float
+    is_committing: bool = False
 
 
 async def _commit(connection: AsyncConnection) -> None:
