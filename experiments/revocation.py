@@ -34,6 +34,7 @@ from experiments.victims import (
     HEARD_OUTSIDE,
     KINDS,
     PACE,
+    UNDECIDED,
     Deployment,
     Door,
     NodeDoor,
@@ -63,14 +64,16 @@ class _Lags:
     target: float
     nodes: list[float] = field(default_factory=list)
     verifiers: list[float] = field(default_factory=list)
+    undecided: int = 0
+    """Answers by which somebody does not know at the moment."""
 
     def note(self, found: Watch) -> None:
         (self.nodes if isinstance(found.door, NodeDoor) else self.verifiers).append(found.last_in)
+        self.undecided += found.undecided
 
     def __str__(self) -> str:
-        return f"{self.name}: nodes {_spread(self.nodes)}" + (
-            f", verifiers {_spread(self.verifiers)} ms" if self.verifiers else " ms"
-        )
+        outside = f", verifiers {_spread(self.verifiers)}" if self.verifiers else ""
+        return f"{self.name}: nodes {_spread(self.nodes)}{outside} ms, {self.undecided} undecided"
 
     def faults(self) -> Iterator[str]:
         """What speaks against the target."""
@@ -147,12 +150,12 @@ async def _come_back(scene: Scene, victims: Iterable[Victim]) -> list[str]:
 
 @asynccontextmanager
 async def _load(scene: Scene, faults: list[str]) -> AsyncIterator[None]:
-    """Clients whose credentials stand, at every door. Nobody may refuse them."""
+    """Clients whose credentials stand, at every door. Nobody may refuse them; who cannot know may say so."""
 
     async def client() -> None:
         while True:
             for door in scene.doors:
-                if (said := await door.ask(scene.living)) != ACCEPTED:
+                if (said := await door.ask(scene.living)) not in {ACCEPTED, UNDECIDED}:
                     faults.append(f"stands: {door.name} answers a credential that stands with {said}")
                 await asyncio.sleep(PACE)  # a pace
 

@@ -37,6 +37,7 @@ UNDECIDED: Final = "undecided"
 """Neither let in nor refused for what it is: 503, or no answer."""
 _PLANS: Final = "/api/v2/Partners/PlansSearchAsync/VIN"
 _VEHICLE: Final = {"searchCriteria": {"vin": "1HGBH41JXMN109186", "mileage": 55555, "stateShortName": "TX"}}
+_PATIENCE: Final = 30.0
 _UNDECIDED: Final = frozenset({"revocations_unavailable", "keys_unavailable", "unavailable"})
 
 
@@ -185,7 +186,8 @@ class Scene:
     async def warm(self, victim: Victim) -> None:
         """Have it let in everywhere, so that every door remembers it."""
         asked = victim.at(self.doors)
-        for (door, _), said in zip(asked, await asyncio.gather(*(door.ask(text) for door, text in asked)), strict=True):
+        answers = await asyncio.gather(*(_decided(door, text) for door, text in asked))
+        for (door, _), said in zip(asked, answers, strict=True):
             assert said == ACCEPTED, f"a {victim.kind} that stands is answered with {said} by {door.name}"
 
     def close(self) -> None:
@@ -300,6 +302,14 @@ async def watch(door: Door, credential: str, *, since: float, until: float) -> W
         if not found.code:
             await asyncio.sleep(max(0.0, begun + PACE - time.monotonic()))  # the pace of the questions
     return found
+
+
+async def _decided(door: Door, credential: str) -> str:
+    """What is said once something is: who does not know may refuse for a moment."""
+    async with asyncio.timeout(_PATIENCE):
+        while (said := await door.ask(credential)) == UNDECIDED:
+            await asyncio.sleep(PACE)  # a pace
+    return said
 
 
 # --- a scene --------------------------------------------------------------------------------------------------------------
