@@ -45,8 +45,8 @@ def test_the_public_surface_is_this_and_no_more():
     assert set(gatelodge.__all__) == {
         "AccessRing", "ApiKey", "Caller", "CredentialExpired", "CredentialRevoked", "CredentialRotated", "Fault", "Gate",
         "Grant", "InvalidCredential", "Keys", "KeysUnavailable", "PartnerMismatch", "PartnerSuspended", "QuotaExceeded",
-        "Records", "Rejected", "RemoteKeys", "StaticKeys", "TokenRules", "Unavailable", "VerificationKey", "Verifier",
-        "WrongEnvironment", "caller_of", "https_fetch",
+        "Records", "Rejected", "RemoteKeys", "RemoteRevocations", "RevocationsUnavailable", "StaticKeys", "TokenRules",
+        "Unavailable", "VerificationKey", "Verifier", "WrongEnvironment", "caller_of", "https_fetch",
     }  # fmt: skip
     assert all(hasattr(gatelodge, name) for name in gatelodge.__all__)
 
@@ -108,7 +108,10 @@ def test_the_readmes_examples_run_one_after_the_other_and_print_what_they_say():
 
 def test_the_readmes_table_names_every_code():
     table = dict(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", README.read_text("utf-8"), re.MULTILINE))
-    assert table == CODES | {"KeysUnavailable": "keys_unavailable"}
+    assert table == CODES | {
+        "KeysUnavailable": "keys_unavailable",
+        "RevocationsUnavailable": "revocations_unavailable",
+    }
 
 
 @pytest.mark.parametrize(
