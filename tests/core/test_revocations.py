@@ -440,6 +440,13 @@ async def test_a_revocation_waits_for_nobody_who_refuses_everything_by_then(node
     assert node.monotonic.now - began == pytest.approx(10, abs=0.3)
 
 
+async def test_a_revocation_waits_for_one_that_is_there_and_never_says_so_no_longer_than_the_maximum_staleness(node, key):
+    await node.revocations.acknowledge("verifier-1", 0)
+    began = node.monotonic.now
+    assert await node.revocations.reach(1, wait=30) == Reach(1, 1, 0)
+    assert node.monotonic.now - began == pytest.approx(10.1, abs=0.11)
+
+
 async def test_a_revocation_does_not_wait_in_a_process_that_is_about_to_stop(node, key):
     await node.revocations.acknowledge("verifier-1", 0)
     assert await node.revocations.reach(1, wait=5, leave=lambda: True) == Reach(1, 1, 0)
