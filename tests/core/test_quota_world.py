@@ -200,9 +200,10 @@ def simulate(tier, *, seed=0, faults=(), pace, burst=1, **clocks):
             await Cluster(world, **clocks).run(faults, pace=pace, burst=burst)
 
         loop.run_until_complete(everything())
-        for task in asyncio.all_tasks(loop):
+        left = asyncio.all_tasks(loop)
+        for task in left:
             task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
+        loop.run_until_complete(asyncio.wait(left))
         return world
     finally:
         loop.close()
