@@ -1,5 +1,7 @@
 """Backup and restore as the deployment guide shows them, of real servers; and what an old backup means."""
 
+import os
+import shutil
 import subprocess
 import threading
 from pathlib import Path
@@ -8,10 +10,9 @@ import pytest
 from guide import block, blocks
 from harness import Server, clean_environment, run_command
 from outside import add_partner, ask, bearer, log_in, outcome, refresh, until
+from postgres import ADMINISTRATOR, PostgresServer
 
 GOOD = (200, None)
-WAITING = ("pg_dump", "pg_restore", "pg_basebackup")
-"""Blocks that are shown and not run here yet: they need a PostgreSQL, and its programs of the same version."""
 NO_COMMANDS = ("GATELODGE_",)
 """Blocks that are lines of an environment file."""
 
@@ -24,9 +25,9 @@ def sh(text, **environ):
     assert done.returncode == 0, done.stderr
 
 
-def test_every_block_of_commands_is_run_or_waits_for_a_database():
+def test_every_block_of_commands_is_run():
     shown = [line.split()[0] for text in blocks("sh") for line in text.splitlines()[:1]]
-    known = (*WAITING, *NO_COMMANDS, "sqlite3", "rm")
+    known = (*NO_COMMANDS, "sqlite3", "rm", "pg_dump", "pg_restore", "pg_basebackup")
     assert [word for word in shown if not word.startswith(known)] == []
     assert all(any(word.startswith(each) for word in shown) for each in known)
 
@@ -113,3 +114,64 @@ def test_what_came_after_the_backup_is_gone_and_what_was_revoked_is_alive(server
         assert outcome(client.post("/auth/login", json={"apiKey": doomed.key})) == (401, "credential_revoked")
         # And everybody can come back.
         assert log_in(client, early.key)
+
+
+@pytest.fixture
+def postgres_server():
+    with PostgresServer() as running:
+        yield running
+
+
+@pytest.fixture
+def node(tmp_path, postgres_server):
+    """A server whose settings name a database on that server."""
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    (data / "gatelodge.toml").write_text(f'database = "{postgres_server.create("gatelodge")}"\n')
+    with Server(data) as running:
+        yield running
+
+
+@pytest.fixture
+def there(tmp_path, postgres_server):
+    """What the blocks for PostgreSQL find in their environment."""
+    (tmp_path / "backup").mkdir()
+    return {
+        "BACKUP": str(tmp_path / "backup"),
+        "PATH": f"{postgres_server.programs}:{os.environ['PATH']}",
+        "URL": postgres_server.url("gatelodge"),
+        "ADMINISTRATOR_URL": postgres_server.url("postgres", role=ADMINISTRATOR),
+    }
+
+
+def put_back(server, backup):
+    """A base backup in place of a data directory, of the same owner."""
+    owner = server.data.stat()
+    shutil.rmtree(server.data)
+    shutil.copytree(backup, server.data)
+    for path in (server.data, *server.data.rglob("*")):
+        os.chown(path, owner.st_uid, owner.st_gid)
+    server.data.chmod(0o700)
+
+
+@pytest.mark.parametrize("how", ["a dump", "a base backup"])
+def test_a_database_on_postgresql_is_copied_while_it_serves_and_restored(node, there, postgres_server, how):
+    early = add_partner(node.data)
+    with node.client() as client:
+        quiet = log_in(client, early.key)["refreshToken"]
+        sh(block("sh", "pg_dump" if how == "a dump" else "pg_basebackup"), **there)
+        late = add_partner(node.data)
+    node.stop()
+    if how == "a dump":
+        sh(block("sh", "pg_restore"), **there)
+    else:
+        postgres_server.stop()
+        put_back(postgres_server, Path(there["BACKUP"]) / "base")
+        postgres_server.start()
+    looked = run_command("doctor", data=node.data)
+    assert looked.returncode == 0, looked.stdout + looked.stderr
+    node.start()
+    with node.client() as client:
+        assert refresh(client, quiet).status_code == 200
+        assert outcome(client.post("/auth/login", json={"apiKey": late.key})) == (401, "invalid_credential")
+        assert add_partner(node.data).id != early.id
