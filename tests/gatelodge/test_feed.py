@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -290,6 +291,7 @@ def test_a_process_that_was_forked_follows_by_itself_and_under_a_name_of_its_own
     with revocations._lock:  # as some other thread may hold it at that moment
         pid = os.fork()
         if pid == 0:
+            signal.alarm(PATIENCE)  # one that hangs ends too
             verdict = b"deaf"
             try:
                 asked = len(issuer_of_feed.asked)
@@ -302,9 +304,9 @@ def test_a_process_that_was_forked_follows_by_itself_and_under_a_name_of_its_own
                 os.write(writer, verdict)
                 os._exit(0)
     os.waitpid(pid, 0)
-    assert os.read(reader, 4) == b"fine"
-    os.close(reader)
     os.close(writer)
+    with os.fdopen(reader, "rb") as said:
+        assert said.read() == b"fine"
 
 
 @pytest.mark.parametrize(
