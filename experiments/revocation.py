@@ -333,8 +333,7 @@ async def _as_it_is(ground: Ground, server: PostgresServer) -> tuple[list[str], 
                 faults += found
                 for counts, found in (
                     await _count_reach(scene, nodes, ground.scale(40, 4)),
-                    await _stand_still(scene, 5, ground.scale(28, 7)),
-                    await _stand_still(scene, ground.scale(30, 12), ground.scale(28, 7)),
+                    await _stand_still(scene, ground.scale(30, 5), ground.scale(28, 7)),
                     await _cut_off(scene, [one, other], scene.outsiders[1:3], max_staleness),
                 ):
                     said.append(counts)
@@ -356,7 +355,9 @@ async def _unnotified(ground: Ground, server: PostgresServer) -> tuple[list[str]
             await asyncio.to_thread(wire.cut if number % 2 else wire.freeze)
         async with scene_on(nodes, running, ports=[node.port for node in running]) as scene:
             lags, faults = await _revoke_many(scene, "unnotified", ground.scale(200, 14), at_once=2, target=target)
-    return [str(lags)], faults
+            # Nothing but its age tells a node that wakes here what has become of its memory.
+            still, found = await _stand_still(scene, ground.scale(30, 12), ground.scale(28, 7))
+    return [str(lags), still], [*faults, *found]
 
 
 async def _start(nodes: Sequence[Node]) -> None:

@@ -38,6 +38,8 @@ UNDECIDED: Final = "undecided"
 _PLANS: Final = "/api/v2/Partners/PlansSearchAsync/VIN"
 _VEHICLE: Final = {"searchCriteria": {"vin": "1HGBH41JXMN109186", "mileage": 55555, "stateShortName": "TX"}}
 _PATIENCE: Final = 30.0
+_IDLE_MAX: Final = 45.0
+"""Seconds for which a connection is kept: a node keeps it for longer."""
 _UNDECIDED: Final = frozenset({"revocations_unavailable", "keys_unavailable", "unavailable"})
 
 
@@ -58,7 +60,7 @@ class NodeDoor:
         self.name = name
         self.node = node
         self._context: ssl.SSLContext = node.tls()
-        self._idle: list[Link] = []
+        self._idle: list[tuple[Link, float]] = []
 
     async def ask(self, credential: str) -> str:
         """Call the API behind the gate."""
@@ -72,18 +74,25 @@ class NodeDoor:
 
     async def call(self, method: str, path: str, body: object = None, *, credential: str | None = None) -> Answer:
         """Send a request. Raises ``Down`` or ``Lost``."""
-        link = self._idle.pop() if self._idle else await Link.open(self.node.port, self._context)
+        link = self._kept() or await Link.open(self.node.port, self._context)
         more = {"Authorization": f"Bearer {credential}"} if credential is not None else {}
         answer = await link.call(method, path, body, **more)
         if answer.headers.get("connection") == "close":
             link.close()
         else:
-            self._idle.append(link)
+            self._idle.append((link, time.monotonic()))
         return answer
+
+    def _kept(self) -> Link | None:
+        """The connection that was used last, unless the node may be about to hang up: then so were all others before."""
+        if self._idle and self._idle[-1][1] > time.monotonic() - _IDLE_MAX:
+            return self._idle.pop()[0]
+        self.close()
+        return None
 
     def close(self) -> None:
         """Hang up."""
-        for link in self._idle:
+        for link, _ in self._idle:
             link.close()
         self._idle.clear()
 
