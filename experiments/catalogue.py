@@ -17,6 +17,7 @@ from experiments import (
     reuse,
     revocation,
     rolling,
+    scale,
     spending,
     timing,
 )
@@ -42,6 +43,7 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = {
         failover.EXPERIMENT,
         timing.EXPERIMENT,
         growth.EXPERIMENT,
+        scale.EXPERIMENT,
         canary.EXPERIMENT,
     )
 }
