@@ -89,7 +89,8 @@ async def _some_traffic(ground: Ground) -> None:
 
 
 def _secrets(ground: Ground) -> set[str]:
-    return {secret for site in ground.sites for secret in site.book.secrets}
+    books = [*(site.book for site in ground.sites), *ground.books]
+    return {secret for book in books for secret in book.secrets}
 
 
 def run(ground: Ground) -> Verdict:

@@ -1,17 +1,22 @@
 """Nodes on one PostgreSQL as clients see them: somebody answers, and who that is does not matter to them."""
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+import shutil
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final
 
 from experiments.client import Answer, Book, Caller, Down
+from experiments.ground import Ground, dice
 from experiments.history import check
-from experiments.servers import Node, Nodes, PostgresServer
+from experiments.servers import Node, Nodes, PostgresServer, postgres_server
 
 _PACE: Final = 0.01
 _STARTS: Final = 60
 _BETWEEN_STARTS: Final = 0.5
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class Fleet:
@@ -25,10 +30,10 @@ class Fleet:
         self.up: list[Node] = []
         self._somebody = asyncio.Event()
 
-    async def start(self, count: int, *args: str) -> None:
+    async def start(self, count: int) -> None:
         """Add nodes and start them, one after the other."""
         for _ in range(count):
-            await self.revive(self.nodes.add(*args))
+            await self.revive(self.nodes.add())
 
     async def revive(self, node: Node) -> None:
         """Start a node. One that finds no database says so and ends, and is started again, as by any supervisor."""
@@ -91,6 +96,18 @@ class Fleet:
     def judge(self, *, recovered_at: float) -> list[str]:
         """Every rule that the book says was broken."""
         return [str(finding) for finding in check(self.book.operations, recovered_at=recovered_at, audit=self.audit())]
+
+
+@contextlib.contextmanager
+def fleet_on(ground: Ground, name: str, *, settings: Mapping[str, str] = _NONE, **nodes: Any) -> Iterator[Fleet]:
+    """A fleet without nodes, on a PostgreSQL of its own. What that leaves behind is kept for the search for secrets."""
+    with postgres_server(settings=settings) as server:
+        with Nodes(ground.root / name, server.create("gatelodge"), **nodes) as all_:
+            fleet = Fleet(all_, server, dice())
+            ground.books.append(fleet.book)
+            yield fleet
+        server.stop()
+        shutil.copytree(server.root, ground.root / name / "postgres")
 
 
 class Roamer:

@@ -39,6 +39,8 @@ class Ground:
     root: Path
     quick: bool
     sites: "list[Site]" = field(default_factory=list)
+    books: list[Book] = field(default_factory=list)
+    """Of clients of nodes that are no site. What these leave behind is under ``root`` too."""
 
     def __enter__(self) -> Self:
         return self

@@ -13,16 +13,17 @@ presented again: none is accepted. The control reads what it decides by without 
 """
 
 import asyncio
-import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
-from experiments.fleet import Fleet, counts_of, in_parallel
-from experiments.ground import Experiment, Ground, Verdict, bounded, dice
-from experiments.servers import Nodes, postgres_server
+from tests.harness import PROGRAM
+
+from experiments.fleet import Fleet, counts_of, fleet_on, in_parallel
+from experiments.ground import Experiment, Ground, Verdict, bounded
 from experiments.spending import Client
 from experiments.variants import program
 
@@ -35,24 +36,11 @@ _PACE_OF_KILLS: Final = 2.0
 _PACE_OF_FREEZES: Final = 15.0
 _MOST_DESCENDANTS: Final = 2_000
 _AT_ONCE: Final = 8
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
 _SLOW: Final = 300.0
 """Seconds that starts and the search for the dead may take on a machine that has other things to do."""
 _BATCHED: Final = {"wal_writer_delay": "10s", "wal_writer_flush_after": "1GB"}
 """With ``synchronous_commit`` off: what a crash may lose, which is otherwise over within a fifth of a second."""
-
-
-@contextlib.asynccontextmanager
-async def _fleet(
-    ground: Ground, name: str, count: int, *, variant: str | None = None, settings: Mapping[str, str] | None = None
-) -> AsyncIterator[Fleet]:
-    command = {} if variant is None else {"program": program(variant)}
-    with (
-        postgres_server(settings=settings or {}) as server,
-        Nodes(ground.root / name, server.create("gatelodge"), **command) as nodes,
-    ):
-        fleet = Fleet(nodes, server, dice())
-        await fleet.start(count)
-        yield fleet
 
 
 @dataclass(slots=True)
@@ -114,10 +102,11 @@ async def _race(
     name: str,
     seconds: float,
     *,
-    variant: str | None = None,
+    command: Sequence[str] = PROGRAM,
     disturbed: bool,
 ) -> Verdict:
-    async with _fleet(ground, name, _NODES, variant=variant) as fleet:
+    with fleet_on(ground, name, program=command) as fleet:
+        await fleet.start(_NODES)
         key, over = await asyncio.to_thread(fleet.partner), asyncio.Event()
         clients = [Client(fleet, key, fleet.chance, honest=number % 2 == 0) for number in range(_CLIENTS)]
         tasks = [asyncio.create_task(client.go_on(over)) for client in clients]
@@ -143,9 +132,10 @@ async def _race(
 
 
 async def _crash_and_recover(
-    ground: Ground, name: str, crashes: int, *, variant: str | None = None, settings: Mapping[str, str] | None = None
+    ground: Ground, name: str, crashes: int, *, command: Sequence[str] = PROGRAM, settings: Mapping[str, str] = _NONE
 ) -> Verdict:
-    async with _fleet(ground, name, _FEW_NODES, variant=variant, settings=settings) as fleet:
+    with fleet_on(ground, name, settings=settings, program=command) as fleet:
+        await fleet.start(_FEW_NODES)
         key, over = await asyncio.to_thread(fleet.partner), asyncio.Event()
         clients = [Client(fleet, key, fleet.chance, honest=True) for _ in range(_CLIENTS)]
         tasks = [asyncio.create_task(client.go_on(over)) for client in clients]
@@ -185,7 +175,7 @@ def run(ground: Ground) -> Verdict:
 
 def control(ground: Ground) -> Verdict:
     """Race on nodes that lock nothing."""
-    return bounded(_race(ground, "nodes-control", 3, variant="unlocked", disturbed=False), seconds=_SLOW)
+    return bounded(_race(ground, "nodes-control", 5, command=program("unlocked"), disturbed=False), seconds=_SLOW)
 
 
 def run_crashes(ground: Ground) -> Verdict:
@@ -196,7 +186,7 @@ def run_crashes(ground: Ground) -> Verdict:
 
 def control_crashes(ground: Ground) -> Verdict:
     """Kill a PostgreSQL that acknowledges before it writes."""
-    work = _crash_and_recover(ground, "postgres-control", 2, variant="sync-commit-off", settings=_BATCHED)
+    work = _crash_and_recover(ground, "postgres-control", 2, command=program("sync-commit-off"), settings=_BATCHED)
     return bounded(work, seconds=_SLOW)
 
 

@@ -17,7 +17,6 @@ The control takes no answer for no news, and goes on believing what it remembers
 """
 
 import asyncio
-import contextlib
 import functools
 import itertools
 import time
@@ -28,9 +27,9 @@ from typing import Final, Literal, NamedTuple
 import psutil
 
 from experiments.client import Answer, Caller, Down, Link, Lost
-from experiments.fleet import Fleet, in_parallel
-from experiments.ground import Experiment, Ground, Verdict, bounded, dice
-from experiments.servers import Cut, Node, Nodes, postgres_server
+from experiments.fleet import Fleet, fleet_on, in_parallel
+from experiments.ground import Experiment, Ground, Verdict, bounded
+from experiments.servers import Cut, Node
 from experiments.variants import program
 from gatelodge_server.core.following import MAX_STALENESS
 from gatelodge_server.store.postgres import PATIENCE
@@ -196,10 +195,12 @@ async def _break(load: _Load, wire: Cut, company: str, harm: Harm, seconds: floa
     revoked_at = time.monotonic()
     caller.close()
     await asyncio.to_thread(server.stop if harm == "stopped" else server.freeze)
-    await asyncio.to_thread(wire.heal)
     begun = time.monotonic()
+    if harm == "stopped":
+        await asyncio.to_thread(wire.heal)  # so that the other node sees it too; one that is frozen tells nobody
     await asyncio.sleep(seconds)  # the outage
     ended = time.monotonic()
+    await asyncio.to_thread(wire.heal)
     await asyncio.to_thread(server.start if harm == "stopped" else server.thaw)
     return _Outage(harm, revoked_at, begun, ended, time.monotonic()), str(answer.body["apiKey"])
 
@@ -248,11 +249,8 @@ def _wrote(one: Seen) -> bool:
 
 async def _go_through(ground: Ground, name: str, harms: Sequence[Harm], seconds: float, *, other: str) -> Verdict:
     environ = {"GATELODGE_SAMPLE_API": "on"}
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(postgres_server())
-        nodes = stack.enter_context(Nodes(ground.root / name, server.create("gatelodge"), environ=environ))
-        wire = stack.enter_context(Cut(server.port))
-        fleet = Fleet(nodes, server, dice())
+    with fleet_on(ground, name, environ=environ) as fleet, Cut(fleet.server.port) as wire:
+        nodes, server = fleet.nodes, fleet.server
         nodes.run("tier", "set", "starter", "--per-hour", "10000000", "--per-day", "100000000")
         partner = await asyncio.to_thread(fleet.partner)
         await fleet.revive(nodes.add())
