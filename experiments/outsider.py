@@ -59,9 +59,12 @@ class Outsider:
         assert self._process.stdout is not None
         while line := await self._process.stdout.readline():
             number, word = line.decode("ascii").split()
-            self._waiting.pop(int(number)).set_result(word)
+            said = self._waiting.pop(int(number))
+            if not said.done():  # whoever asked may have gone away
+                said.set_result(word)
         for said in self._waiting.values():
-            said.set_exception(EOFError("the verifier has ended"))
+            if not said.done():
+                said.set_exception(EOFError("the verifier has ended"))
 
     async def end(self) -> None:
         """End it."""
