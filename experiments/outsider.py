@@ -48,6 +48,8 @@ class Outsider:
 
     async def ask(self, jwt: str) -> str:
         """What it says of a JWT: ``ACCEPTED``, or the code of its refusal."""
+        if self._reading.done():
+            raise EOFError("the verifier has ended")
         number = next(self._numbers)
         said: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._waiting[number] = said
