@@ -193,8 +193,8 @@ class PostgresDatabase:
                     await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(UPGRADE_PATIENCE * 1000)}")
                     await connection.execute(select(func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
                 return await connection.run_sync(verb)
-        except _FAULTS as fault:
-            raise DatabaseFault(_say(fault)) from fault
+        except FAULTS as fault:
+            raise DatabaseFault(say(fault)) from fault
         finally:
             await engine.dispose()
 
@@ -226,9 +226,9 @@ class PostgresDriver:
                 async with self._listening() as lost:
                     was_heard = True
                     await lost.wait()
-            except _FAULTS as fault:
+            except FAULTS as fault:
                 if was_heard:  # once for each outage
-                    self._on_fault(f"not listening: {_say(fault)}")
+                    self._on_fault(f"not listening: {say(fault)}")
                 was_heard = False
             self._ring()
             await asyncio.sleep(_RELISTEN)
@@ -244,7 +244,7 @@ class PostgresDriver:
                 while True:
                     await asyncio.sleep(_PROOF_OF_LIFE)
                     await connection.fetchval("SELECT 1", timeout=_CONNECT_TIMEOUT)
-            except _FAULTS:
+            except FAULTS:
                 lost.set()
 
         proving = asyncio.create_task(prove())
@@ -307,7 +307,7 @@ class PostgresDriver:
                 if attempt == _TRIES or is_late or not nothing_done.is_worth_a_try(attempt):
                     if _is_mistake(nothing_done.fault):
                         raise nothing_done.fault from None  # in a verb, and so ours: it would be no better another time
-                    self._on_fault(_say(nothing_done.fault))
+                    self._on_fault(say(nothing_done.fault))
                     raise Unavailable from nothing_done.fault
                 await asyncio.sleep(_PAUSE * attempt * nothing_done.is_contention)
         raise AssertionError("the last attempt returns or raises")
@@ -324,9 +324,9 @@ class PostgresDriver:
                         await connection.exec_driver_sql(f"NOTIFY {_CHANNEL}")
                 progress.is_committing = True
                 await _commit(connection)
-        except _FAULTS as fault:
+        except FAULTS as fault:
             if progress.is_committing:
-                self._on_fault(f"a commit without an answer: {_say(fault)}")
+                self._on_fault(f"a commit without an answer: {say(fault)}")
                 raise Unavailable from fault
             raise _NotCommittedError(fault) from fault
         if has_changed:
@@ -362,7 +362,7 @@ async def _commit(connection: AsyncConnection) -> None:
     await committing
 
 
-_FAULTS: Final = (
+FAULTS: Final = (
     DBAPIError,
     OSError,
     TimeoutError,
@@ -410,7 +410,7 @@ def _is_lost(fault: BaseException) -> bool:
     return isinstance(fault, ConnectionError | asyncpg.InterfaceError) or _state_of(fault).startswith(_CONNECTION_LOST)
 
 
-def _say(fault: BaseException) -> str:
+def say(fault: BaseException) -> str:
     """What went wrong, in one line."""
     original = getattr(fault, "orig", None) or fault
     return str(original).strip().splitlines()[0] if str(original).strip() else type(original).__name__

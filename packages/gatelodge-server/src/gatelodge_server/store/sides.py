@@ -248,8 +248,7 @@ class _Cursor:
 @contextmanager
 def _telling() -> Iterator[None]:
     """Say what keeps a database from being used in a line that has no value of a row in it."""
-    from gatelodge_server.store.postgres import _FAULTS as FAULTS  # noqa: PLC0415
-    from gatelodge_server.store.postgres import _say as say  # noqa: PLC0415
+    from gatelodge_server.store.postgres import FAULTS, say  # noqa: PLC0415
 
     try:
         yield
