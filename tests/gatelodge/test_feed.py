@@ -12,10 +12,11 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from gatelodge import CredentialRevoked, RemoteRevocations, RevocationsUnavailable, StaticKeys, Verifier
-from gatelodge.revocations import JwtMarks
+from gatelodge.revocations import JwtMarks, Source
 
 NOW = 1_780_000_000.0
-JWT = JwtMarks(kid="key-1", session="5e55", credential_id="k3y", company=None, partner="acme", epoch=0)
+SOURCE = Source("https://issuer.example", "uat")
+JWT = JwtMarks(SOURCE, kid="key-1", session="5e55", credential_id="k3y", company=None, partner="acme", epoch=0)
 URL = "https://issuer.example/auth/revocations"
 PATIENCE = 10
 
@@ -38,7 +39,7 @@ class Issuer:
         self.entries = []
         self.sequence = 1
         self.fault = None
-        self.is_reset = True
+        self.source = SOURCE
         self.under_way = self.most_under_way = 0
         self.lock = threading.Lock()
         self.changed = threading.Condition()
@@ -63,6 +64,7 @@ class Issuer:
             begins = query.get("after") is None
             return json.dumps(
                 {
+                    **self.source._asdict(),
                     "sequence": self.sequence,
                     "position": f"{self.sequence}.a",
                     "reset": begins,
@@ -173,6 +175,29 @@ def test_an_answer_that_is_none_counts_as_none(follow, body):
     assert is_let_in(follow(fetch=lambda _: body)) is RevocationsUnavailable
 
 
+@pytest.mark.parametrize(
+    "foreign", [SOURCE._replace(issuer="https://other.example"), SOURCE._replace(environment="production")]
+)
+def test_another_deployments_feed_lets_nobody_in_and_the_log_says_so_once(follow, issuer_of_feed, caplog, foreign):
+    issuer_of_feed.source = foreign
+    revocations = follow()
+    assert [is_let_in(revocations) for _ in range(3)] == [RevocationsUnavailable] * 3
+    assert [one.levelname for one in caplog.records] == ["ERROR"]
+    assert foreign.issuer in caplog.text
+
+
+def test_a_feed_that_becomes_another_deployments_is_believed_no_more_and_read_anew(follow, issuer_of_feed):
+    revocations = follow()
+    assert is_let_in(revocations) is True
+    issuer_of_feed.source = SOURCE._replace(issuer="https://other.example")
+    issuer_of_feed.change(subject="other")
+    until(lambda: is_let_in(revocations) is RevocationsUnavailable)
+    until(lambda: sum("after" not in one for one in issuer_of_feed.asked) == 2)
+    issuer_of_feed.source = SOURCE
+    issuer_of_feed.change(subject="other")
+    until(lambda: is_let_in(revocations) is True)
+
+
 @pytest.mark.parametrize("offset", [-0.001, 0, 0.001])
 def test_an_issuer_that_is_heard_no_more_is_believed_until_the_maximum_staleness(follow, issuer_of_feed, clock, offset):
     revocations = follow()
@@ -249,7 +274,15 @@ def test_an_issuer_that_does_not_answer_is_not_asked_all_the_time(follow, issuer
 def test_an_issuer_that_answers_at_once_with_nothing_is_not_asked_all_the_time(follow, issuer_of_feed):
     """As one does that is about to stop."""
     nothing = json.dumps(
-        {"sequence": 1, "position": "1.a", "reset": False, "more": False, "maxStaleness": 10, "revocations": []}
+        {
+            **SOURCE._asdict(),
+            "sequence": 1,
+            "position": "1.a",
+            "reset": False,
+            "more": False,
+            "maxStaleness": 10,
+            "revocations": [],
+        }
     ).encode()
     asked = []
     thrice = threading.Event()
@@ -362,7 +395,9 @@ async def test_a_verifier_asks_for_every_request_also_of_a_jwt_that_it_knows(iss
         assert verifier.verify(jwt).partner == "acme-motors"
         assert (await verifier.verify_async(jwt)).partner == "acme-motors"
     claims = issuer.claims()
-    marks = JwtMarks(issuer.kid, claims["sid"], claims["client_id"], None, "acme-motors", 4)
+    marks = JwtMarks(
+        Source(claims["iss"], claims["env"]), issuer.kid, claims["sid"], claims["client_id"], None, "acme-motors", 4
+    )
     assert known.asked == [(marks, issuer.now)] * 4
     for refusal in (CredentialRevoked, RevocationsUnavailable):
         known.refusal = refusal

@@ -15,12 +15,13 @@ from gatelodge.errors import (
     RevocationsUnavailable,
 )
 from gatelodge.keyset import JWKS_MAX_BYTES
-from gatelodge.revocations import FeedPage, Following, JwtMarks, Revocation, RevocationSet
+from gatelodge.revocations import FeedPage, Following, JwtMarks, Revocation, RevocationSet, Source
 
 NOW = 1_780_000_000.0
 FOREVER, AT_ONCE = float("inf"), float("-inf")
 AROUND = (-1, 0, 1)
-JWT = JwtMarks(kid="key-1", session="5e55", credential_id="k3yk3yk3yk3y", company="c0", partner="acme-motors", epoch=3)
+SOURCE = Source("https://issuer.example", "uat")
+JWT = JwtMarks(SOURCE, kid="key-1", session="5e55", credential_id="k3yk3yk3yk3y", company="c0", partner="acme-motors", epoch=3)
 
 
 def entry(kind="session", subject="5e55", **changes):
@@ -30,11 +31,11 @@ def entry(kind="session", subject="5e55", **changes):
 
 def answer(*entries, **changes):
     known = {"sequence": 7, "position": "7.a", "reset": False, "more": False, "maxStaleness": 10}
-    return json.dumps({**known, "revocations": entries, **changes}).encode()
+    return json.dumps({**SOURCE._asdict(), **known, "revocations": entries, **changes}).encode()
 
 
-def page(*revocations, sequence=7, is_reset=False, has_more=False, max_staleness=10.0):
-    return FeedPage(sequence, f"{sequence}.a", is_reset, has_more, max_staleness, revocations)
+def page(*revocations, sequence=7, is_reset=False, has_more=False, max_staleness=10.0, source=SOURCE):
+    return FeedPage(source, sequence, f"{sequence}.a", is_reset, has_more, max_staleness, revocations)
 
 
 def revocation(kind="session", subject="5e55", **changes):
@@ -54,6 +55,7 @@ def knowing(*revocations):
 def test_an_answer_is_read_whole():
     ends = "2026-06-03T00:00:00.250+00:00"
     read = FeedPage.parse(answer(entry(), entry("partner", "acme", code=None, epoch=4, endsAt=ends, until=ends)))
+    assert read.source == SOURCE
     assert read.position == "7.a"
     assert read.revocations[0] == revocation()
     assert read.revocations[1] == Revocation(7, "partner", "acme", None, 1_780_444_800.25, 4, 1_780_444_800.25)
@@ -93,6 +95,7 @@ def test_a_kind_of_subject_that_is_not_known_is_passed_over():
         )),
         *(answer(**{name: value}) for name, value in (
             ("position", ""), ("position", None), ("position", "x" * 257), ("sequence", 1.5), ("reset", 0), ("more", None),
+            ("issuer", None), ("issuer", ""), ("issuer", "x" * 1025), ("environment", None), ("environment", "U\n"),
             ("maxStaleness", 0), ("maxStaleness", "10"), ("maxStaleness", True), ("maxStaleness", None),
         )),
     ],
@@ -105,7 +108,8 @@ def test_what_is_not_whole_is_not_read_at_all(document):
 def test_the_longest_page_that_an_issuer_sends_fits_into_what_is_fetched():
     at = "2026-06-03T00:00:00.000+00:00"
     longest = entry("credential", "x" * 64, sequence=10**12, code="credential_revoked", at=at, endsAt=at, until=at, epoch=10**6)
-    document = json.dumps({"revocations": [longest] * 201, "position": "x" * 120}, separators=(",", ":"))
+    names = {"position": "x" * 120, "issuer": "x" * 1024, "environment": "x" * 32}
+    document = json.dumps({"revocations": [longest] * 201, **names}, separators=(",", ":"))
     assert len(document) + 200 < JWKS_MAX_BYTES
 
 
@@ -162,8 +166,8 @@ def test_what_concerns_no_jwt_any_more_is_let_go(offset):
 
 
 def test_marks_without_an_epoch_are_of_the_first_one_and_a_strange_one_is_no_good():
-    claims = {"sid": "s", "client_id": "c", "partner": "p"}
-    assert JwtMarks.of(claims, "k") == JwtMarks("k", "s", "c", None, "p", 0)
+    claims = {"iss": SOURCE.issuer, "env": SOURCE.environment, "sid": "s", "client_id": "c", "partner": "p"}
+    assert JwtMarks.of(claims, "k") == JwtMarks(SOURCE, "k", "s", "c", None, "p", 0)
     for epoch in ("1", 1.0, True, None):
         with pytest.raises(InvalidCredential):
             JwtMarks.of({**claims, "epoch": epoch}, "k")
@@ -285,6 +289,25 @@ def test_belief_ends_at_the_maximum_staleness_reckoned_from_the_sending_of_the_r
     known = following()
     known.land(page(is_reset=True), sent_at=100.0, now=NOW)
     assert believes(known, 110.0 + offset) is (offset < 0)
+
+
+def test_another_deployments_feed_is_not_believed_about_a_jwt():
+    known = following()
+    for foreign in (SOURCE._replace(issuer="https://other.example"), SOURCE._replace(environment="production")):
+        known.land(page(is_reset=True, source=foreign), sent_at=100.0, now=NOW)
+        assert known.is_fresh(100.0)
+        assert not believes(known, 100.0)
+    known.land(page(is_reset=True), sent_at=100.0, now=NOW)
+    assert believes(known, 100.0)
+
+
+def test_a_feed_that_goes_on_as_another_deployments_is_read_anew():
+    known = following()
+    known.land(page(is_reset=True), sent_at=100.0, now=NOW)
+    with pytest.raises(ValueError, match="anew"):
+        known.land(page(source=SOURCE._replace(issuer="https://other.example")), sent_at=101.0, now=NOW)
+    assert known.position is None
+    assert not believes(known, 101.0)
 
 
 def test_an_answer_that_lay_about_while_the_process_was_frozen_is_as_old_as_its_request():

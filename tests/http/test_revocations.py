@@ -44,6 +44,7 @@ def test_whoever_asks_first_is_told_all_that_counts_and_goes_on_from_there(serve
     page = read(client)
     assert page["reset"]
     assert page["maxStaleness"] == 10
+    assert (page["issuer"], page["environment"]) == ("https://localhost:8443", "uat")
     position = now_at(client)
     assert read(client, after=position)["revocations"] == []
     ask("partner", "suspend", partner.id, data=server.data)

@@ -47,7 +47,12 @@ def operations_of(lodge: Lodge) -> Sequence[Operation]:
         *registration.operations(registration=settings.registration == "on"),
         *SessionRoutes(sessions=lodge.sessions, guard=guard, attempts=attempts, reach=reach).operations(),
         *CompanyRoutes(companies=lodge.companies, guard=guard, reach=reach).operations(),
-        *RevocationRoutes(revocations=lodge.revocations, draining=lodge.draining).operations(),
+        *RevocationRoutes(
+            revocations=lodge.revocations,
+            draining=lodge.draining,
+            issuer=settings.public_url,
+            environment=settings.environment,
+        ).operations(),
         *MetadataRoutes(
             store=lodge.store,
             signing_keys=lodge.signing_keys,

@@ -26,7 +26,7 @@ from uuid import uuid4
 
 from gatelodge.errors import RevocationsUnavailable
 from gatelodge.keyset import Fetch, PlainHttp, check_url, https_fetch
-from gatelodge.revocations import MAX_STALENESS, FeedPage, Following, JwtMarks
+from gatelodge.revocations import MAX_STALENESS, FeedPage, Following, JwtMarks, Source
 
 _ROUNDS: Final = 3
 """Answers that somebody waits for: one that was under way already, one that is as new as the question, and one for bad luck."""
@@ -51,6 +51,8 @@ class RemoteRevocations:
     requests when there is no answer, and until a request is given up. ``name`` is how the issuer's log and database name this
     verifier, at most 30 letters, digits, `.`, `_` and `-`; random ones are put behind it. The rest is as in ``RemoteKeys``; a
     ``fetch`` must wait longer for its answer than 0.3 times ``max_staleness``.
+
+    A feed says which issuer's and environment's it is. About JWTs of any other nothing is known: ``RevocationsUnavailable``.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class RemoteRevocations:
         self._wall_clock = wall_clock
         self._lock = threading.Lock()
         self._following = Following(max_staleness=max_staleness)
+        self._foreign: Source | None = None
         self._landing: Future[None] | None = None
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -145,10 +148,18 @@ class RemoteRevocations:
                 if self._landing is None:
                     raise RevocationsUnavailable  # the last request failed, and the next one has to wait
                 return self._landing
+            self._look_at_source(jwt.source)
             reason = self._following.judge(jwt, monotonic=monotonic, now=now)
         if reason is not None:
             raise reason
         return None
+
+    def _look_at_source(self, wanted: Source) -> None:
+        """Tell the log, once, that another deployment is followed: that is a mistake in somebody's settings."""
+        source = self._following.source
+        if source is not None and source not in {wanted, self._foreign}:
+            self._foreign = source
+            _log.error("%s tells of %r and not of %r: every JWT is refused", self._url, tuple(source), tuple(wanted))
 
     # following
 

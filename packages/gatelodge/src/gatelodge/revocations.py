@@ -10,7 +10,8 @@ everything there was::
       refused                believed                refused: RevocationsUnavailable until a request brings everything
 
 So a revocation is heeded, or everything refused, within that time, however long an answer took and whatever became of this
-process meanwhile.
+process meanwhile. A feed says whose it is, and is believed about JWTs of just that issuer and environment: another deployment's
+knows nothing of them, and its silence must not let them in.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,12 +29,13 @@ from gatelodge.errors import (
     RevocationsUnavailable,
 )
 from gatelodge.strict import parse_json_object
-from gatelodge.wire import Claim
+from gatelodge.wire import ENVIRONMENT_PATTERN, Claim
 
 MAX_STALENESS: Final = 10.0
 """Seconds; the issuer may ask for less."""
 _POSITION_MAX: Final = 256
 _SUBJECT_MAX: Final = 256
+_ISSUER_MAX: Final = 1024
 _TIDY_FROM: Final = 1024
 
 _REASONS: Final[Mapping[str, type[Rejected]]] = {
@@ -43,9 +45,17 @@ _REASONS: Final[Mapping[str, type[Rejected]]] = {
 _KINDS: Final = frozenset({"session", "credential", "company", "partner", "signing-key"})
 
 
-class JwtMarks(NamedTuple):
-    """All that a revocation may name of a session JWT."""
+class Source(NamedTuple):
+    """Which deployment a JWT, or a feed, is of."""
 
+    issuer: str
+    environment: str
+
+
+class JwtMarks(NamedTuple):
+    """All that a revocation may name of a session JWT, and the deployment that can tell of it."""
+
+    source: Source
     kid: str
     session: str
     credential_id: str
@@ -60,6 +70,7 @@ class JwtMarks(NamedTuple):
         if type(epoch) is not int:
             raise InvalidCredential
         return cls(
+            Source(str(claims.get(Claim.ISSUER)), str(claims.get(Claim.ENVIRONMENT))),
             kid,
             str(claims.get(Claim.SESSION)),
             str(claims.get(Claim.CLIENT_ID)),
@@ -107,6 +118,8 @@ class Revocation(NamedTuple):
 class FeedPage:
     """An answer of the feed."""
 
+    source: Source
+    """Whose feed it is."""
     sequence: int
     position: str
     is_reset: bool
@@ -130,6 +143,7 @@ class FeedPage:
         if isinstance(staleness, bool) or not isinstance(staleness, (int, float)) or staleness <= 0:
             raise ValueError("the feed's answer has no maximum staleness")
         return cls(
+            source=_source_of(members),
             sequence=_whole(members, "sequence"),
             position=position,
             is_reset=_switch(members, "reset"),
@@ -137,6 +151,15 @@ class FeedPage:
             max_staleness=float(staleness),
             revocations=[entry for entry in map(_revocation_of, entries) if entry is not None],
         )
+
+
+def _source_of(members: Mapping[str, object]) -> Source:
+    issuer, environment = members.get("issuer"), members.get("environment")
+    if not isinstance(issuer, str) or not 0 < len(issuer) <= _ISSUER_MAX:
+        raise ValueError("the feed's answer does not say its issuer")
+    if not isinstance(environment, str) or ENVIRONMENT_PATTERN.fullmatch(environment) is None:
+        raise ValueError("the feed's answer does not say its environment")
+    return Source(issuer, environment)
 
 
 def _revocation_of(entry: object) -> Revocation | None:
@@ -240,6 +263,8 @@ class Following:
         self._own_staleness = self._max_staleness = max_staleness
         self._set = RevocationSet()
         self._whole_at = float("-inf")
+        self.source: Source | None = None
+        """Whose feed it is, as the last page said."""
         self.position: str | None = None
         """How far was read: what the next request names; ``None`` for the beginning."""
         self.sequence = 0
@@ -254,7 +279,14 @@ class Following:
         return now - self._whole_at
 
     def land(self, page: FeedPage, *, sent_at: float, now: float) -> None:
-        """Take in the answer to the request that was sent at ``sent_at``. ``now`` is in Unix seconds."""
+        """Take in the answer to the request that was sent at ``sent_at``. ``now`` is in Unix seconds.
+
+        ``ValueError`` when it goes on where another deployment has begun: then all is to be read anew.
+        """
+        if not page.is_reset and self.source not in {None, page.source}:
+            self.position, self._whole_at = None, float("-inf")
+            raise ValueError("the feed has become another deployment's; it is read anew")
+        self.source = page.source
         if page.is_reset:
             self._whole_at = float("-inf")  # half a beginning is not to be believed, whatever was known before
         self._set.apply(page, now)
@@ -265,7 +297,7 @@ class Following:
             self._whole_at = sent_at
 
     def judge(self, jwt: JwtMarks, *, monotonic: float, now: float) -> type[Rejected] | None:
-        """With what a genuine session JWT is refused. ``RevocationsUnavailable`` when nothing fresh is known."""
-        if not self.is_fresh(monotonic):
+        """With what a genuine session JWT is refused. ``RevocationsUnavailable`` when nothing fresh is known of its issuer."""
+        if not self.is_fresh(monotonic) or jwt.source != self.source:
             raise RevocationsUnavailable
         return self._set.judge(jwt, now)

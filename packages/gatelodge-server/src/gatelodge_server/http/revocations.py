@@ -71,6 +71,10 @@ class RevocationAnswer(msgspec.Struct, rename="camel", frozen=True):
 class FeedAnswer(msgspec.Struct, rename="camel", frozen=True):
     """What is behind the step that was named. Pass `position` (or `sequence`) as `after` of the next request."""
 
+    issuer: str
+    """The `iss` of the JWTs that it tells of. About those of any other issuer nothing is to be believed."""
+    environment: str
+    """Their claim `env`."""
     sequence: int
     position: str
     reset: bool
@@ -105,11 +109,13 @@ class _Feed(Operation):
 
 
 class RevocationRoutes:
-    """The handlers of `/auth/revocations`."""
+    """The handlers of `/auth/revocations`. ``issuer`` and ``environment`` are what session JWTs bear that are signed here."""
 
-    def __init__(self, *, revocations: Revocations, draining: Draining) -> None:
+    def __init__(self, *, revocations: Revocations, draining: Draining, issuer: str, environment: str) -> None:
         self._revocations = revocations
         self._draining = draining
+        self._issuer = issuer
+        self._environment = environment
         self._waiting: Counter[str] = Counter()
 
     async def answer(self, call: Call, receive: Receive, send: Send) -> None:
@@ -156,6 +162,8 @@ class RevocationRoutes:
 
     def _answer_of(self, page: Page) -> FeedAnswer:
         return FeedAnswer(
+            issuer=self._issuer,
+            environment=self._environment,
             sequence=page.position.sequence,
             position=str(page.position),
             reset=page.is_reset,
