@@ -40,7 +40,7 @@ define need
 endef
 
 test: $(STAMP)  ## run every test, against real processes and sockets
-	$(call need,curl haproxy nginx sqlite3 strace)
+	$(call need,curl haproxy nginx sqlite3 strace systemd-analyze=systemd)
 	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 check: $(STAMP)  ## lint, types, import contracts: under a minute

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from experiments.catalogue import EXPERIMENTS
 from harness import Server, clean_environment
 
 from gatelodge_server.settings import OPTIONS
@@ -65,8 +66,22 @@ def test_the_commands_of_the_readme_work_when_they_are_pasted_one_block_after_an
     assert plans["plans"]
 
 
+def test_the_page_of_promises_names_each_experiment_under_its_promise():
+    page = (ROOT / "experiments" / "README.md").read_text("utf-8")
+    told = {
+        label: set(re.findall(r"`(\w+)`", experiments))
+        for label, experiments in re.findall(r"^\| (P\d+) \| .* \| (.*) \|$", page, re.MULTILINE)
+    }
+    proved = {label: set() for label in told}
+    for name, experiment in EXPERIMENTS.items():
+        for label in re.findall(r"\bP\d+\b", experiment.promise.partition(":")[0]):
+            proved[label].add(name)
+    assert told == proved
+    assert set(EXPERIMENTS) <= set(re.findall(r"`(\w+)`", page))
+
+
 def test_every_link_between_the_pages_leads_somewhere():
-    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("packages/*/README.md")]
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("packages/*/README.md"), *ROOT.glob("experiments/*.md")]
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)\)", page.read_text())]
     assert links
     assert [(page.name, link) for page, link in links if "://" not in link and not (page.parent / link).exists()] == []

@@ -1,4 +1,4 @@
-"""The unit and the container file: checked by those who read them, and carried out as far as one machine goes."""
+"""The unit, the container file and Patroni's: checked by those who read them, and carried out as far as one machine goes."""
 
 import json
 import os
@@ -13,11 +13,13 @@ from pathlib import Path
 
 import processes
 import pytest
+import yaml
 from experiments.daemon import wait_for
 from guide import ROOT, block
 
 UNIT = ROOT / "deploy" / "gatelodge.service"
 CONTAINERFILE = ROOT / "deploy" / "Containerfile"
+PATRONI = ROOT / "deploy" / "patroni.yml"
 EXPOSURE_MAX = 20
 """Tenths; `systemd-analyze` calls everything below 4.0 good, and a service without any hardening has 9.6."""
 
@@ -45,13 +47,39 @@ def test_the_unit_signals_the_server_alone_and_waits_for_the_drain():
 
 def test_systemd_takes_the_unit_and_finds_it_hardened(tmp_path):
     analyze = shutil.which("systemd-analyze")
-    if analyze is None:  # a machine without systemd has nobody to ask, and nothing to run the unit with
-        return
+    assert analyze, "systemd-analyze is needed (Debian's package systemd)"
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text().replace("/opt/gatelodge/bin/gatelodge", str(Path(sys.executable).with_name("gatelodge"))))
     for check in (["verify", "--man=no"], ["security", "--offline=yes", f"--threshold={EXPOSURE_MAX}"]):
         done = subprocess.run([analyze, *check, str(unit)], capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+
+
+# --- Patroni --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_cluster_acknowledges_nothing_that_a_failover_could_lose():
+    patroni = yaml.safe_load(PATRONI.read_text("utf-8"))
+    agreed = patroni["bootstrap"]["dcs"]
+    assert agreed["synchronous_mode"] is True
+    assert agreed["synchronous_mode_strict"] is True
+    assert agreed["synchronous_node_count"] >= 1
+    assert {agreed["postgresql"]["parameters"][name] for name in ("synchronous_commit", "fsync", "full_page_writes")} == {"on"}
+    assert "data-checksums" in patroni["bootstrap"]["initdb"]
+
+
+def test_the_cluster_fails_over_in_the_time_that_the_guide_promises():
+    agreed = yaml.safe_load(PATRONI.read_text("utf-8"))["bootstrap"]["dcs"]
+    assert agreed["ttl"] == 30
+    assert agreed["loop_wait"] + 2 * agreed["retry_timeout"] <= agreed["ttl"]
+    assert agreed["primary_start_timeout"] == 0
+
+
+def test_nobody_orders_a_failover_or_reaches_the_database_without_a_password():
+    patroni = yaml.safe_load(PATRONI.read_text("utf-8"))
+    assert patroni["restapi"]["authentication"].keys() == {"username", "password"}
+    rules = [rule.split() for rule in patroni["postgresql"]["pg_hba"]]
+    assert [rule for rule in rules if rule[0] != "local" and (rule[0], rule[-1]) != ("hostssl", "scram-sha-256")] == []
 
 
 # --- the container file ---------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@
     app = FastAPI(lifespan=lambda _: at_work(lodge))
     app.add_middleware(Gate, verifier=lodge.verifier, count=lodge.turnstile)
 
-Any number of such processes, of `gatelodge serve` and of commands work on one data directory at once. What one of them
-revokes is refused by all, and what one of them lets in is counted for all.
+Any number of such processes, of `gatelodge serve` and of commands work on one database at once. What one of them revokes is
+refused by all, and what one of them lets in is counted for all.
 """
 
 import os
