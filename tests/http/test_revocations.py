@@ -92,8 +92,8 @@ def test_what_cannot_be_meant_is_told(client, query):
 
 
 @contextlib.contextmanager
-def stream(client, **headers):
-    with client.stream("GET", FEED, headers={"Accept": "text/event-stream", **headers}) as answer:
+def stream(client, params=(), **headers):
+    with client.stream("GET", FEED, params=dict(params), headers={"Accept": "text/event-stream", **headers}) as answer:
         assert answer.status_code == 200
         assert answer.headers["content-type"] == "text/event-stream"
         yield events(answer)
@@ -173,6 +173,22 @@ def test_the_reader_of_an_event_stream_acknowledges_by_itself(alone):
     assert outcome(client.post(FEED, json={"verifier": "verifier-1", "sequence": sequence + 100})) == (409, "step_not_found")
     for body in ({"verifier": "short", "sequence": 1}, {"verifier": "verifier-1", "sequence": -1}, {}):
         assert outcome(client.post(FEED, json=body)) == (422, "invalid_fields")
+
+
+def test_the_reader_of_an_event_stream_counts_before_the_first_event_and_has_applied_what_it_names(alone):
+    server, client = alone
+    partner = add_partner(server.data)
+    ended = {"refreshToken": log_in(client, partner.key)["refreshToken"]}
+    client.post("/auth/logout", json=ended)
+    with stream(client, params={"verifier": "verifier-1"}) as coming:
+        position = next(coming)[0]
+        said = client.post("/auth/logout", json=ended, params={"wait": "0"}).json()
+        assert (said["verifiers"], said["acknowledged"]) == (1, 0)
+    with stream(client, params={"verifier": "verifier-2", "after": position}) as coming:
+        next(coming)
+        # It was ended already: that is nothing new, and is among what was named.
+        said = client.post("/auth/logout", json=ended, params={"wait": "0"}).json()
+        assert (said["verifiers"], said["acknowledged"]) == (2, 1)
 
 
 def test_requests_that_revoke_say_it_too_when_they_are_asked(client, partner):

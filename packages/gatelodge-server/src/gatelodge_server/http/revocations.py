@@ -127,7 +127,7 @@ class RevocationRoutes:
             last = call.header(b"last-event-id")
             position = _position_of(last.decode("latin-1"), "Last-Event-ID") if last else _position_of(after, "after")
             with self._place(call):
-                await self._stream(position, receive, send)
+                await self._stream(position, verifier, receive, send)
             return
         position, wait = _position_of(after, "after"), wait_in(call) or 0.0
         with self._place(call):
@@ -138,9 +138,10 @@ class RevocationRoutes:
                     body = ENCODER.encode(self._answer_of(page))
                     await send_bytes(send, HTTPStatus.OK, body, [(b"content-type", b"application/json"), _NO_STORE])
 
-    async def _stream(self, position: Position | None, receive: Receive, send: Send) -> None:
-        # The first reading before the first byte: a store that is down is a 503 and not an empty stream.
-        page = await self._revocations.read(position)
+    async def _stream(self, position: Position | None, verifier: str | None, receive: Receive, send: Send) -> None:
+        # The first reading before the first byte: a store that is down is a 503 and not an empty stream. A verifier counts from
+        # before that reading on, since it believes the first event before it can acknowledge any.
+        page = await self._revocations.follow(position, wait=0.0, leave=asyncio.Event(), verifier=verifier)
         headers = [(b"content-type", _EVENT_STREAM), _NO_STORE, (b"x-accel-buffering", b"no")]
         await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": headers})
         beat = self._revocations.max_staleness / _BEATS
@@ -233,7 +234,8 @@ class RevocationRoutes:
                     "wait": f"Seconds to wait for news, 0 to {WAIT_MAX:.0f}; 0 unless told.",
                     "verifier": (
                         "Who asks: 8 to 64 letters, digits, `.`, `_` and `-`, chosen so that nobody guesses it. It has applied "
-                        "everything up to `after`, and the answers to revocations count it."
+                        "everything up to `after`, and the answers to revocations count it: also the reader of an event stream, "
+                        "which then has to acknowledge."
                     ),
                 },
             ),
