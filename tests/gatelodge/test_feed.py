@@ -40,6 +40,7 @@ class Issuer:
         self.sequence = 1
         self.fault = None
         self.source = SOURCE
+        self.max_staleness = 10
         self.under_way = self.most_under_way = 0
         self.lock = threading.Lock()
         self.changed = threading.Condition()
@@ -69,7 +70,7 @@ class Issuer:
                     "position": f"{self.sequence}.a",
                     "reset": begins,
                     "more": False,
-                    "maxStaleness": 10,
+                    "maxStaleness": self.max_staleness,
                     "revocations": self.entries,
                 }
             ).encode()
@@ -173,6 +174,14 @@ def test_an_issuer_that_was_never_heard_is_believed_nothing(follow, issuer_of_fe
 @pytest.mark.parametrize("body", [b"", b"{}", b"<html>"])
 def test_an_answer_that_is_none_counts_as_none(follow, body):
     assert is_let_in(follow(fetch=lambda _: body)) is RevocationsUnavailable
+
+
+@pytest.mark.parametrize(("asked_for", "wait"), [(0.5, "0.150"), (10, "2.500"), (1000, "2.500")])
+def test_a_request_waits_for_a_part_of_the_staleness_that_the_issuer_asks_for(follow, issuer_of_feed, asked_for, wait):
+    issuer_of_feed.max_staleness = asked_for
+    assert is_let_in(follow()) is True
+    issuer_of_feed.wait_for_requests(2)
+    assert issuer_of_feed.asked[1]["wait"] == wait
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,6 @@ class RemoteRevocations:
         self._url = url
         self._cooldown = cooldown
         self._timeout = timeout
-        self._wait = min(max_staleness * _WAIT, timeout / 2)
         self._name = name
         self._fetch = fetch if fetch is not None else https_fetch(timeout=timeout)
         self._clock = clock
@@ -198,9 +197,11 @@ class RemoteRevocations:
         sent_at = self._clock()
         with self._lock:
             position = self._following.position
+            # Of what the issuer asks for, if that is less: or belief would end before the answer comes.
+            news_wait = min(self._following.max_staleness * _WAIT, self._timeout / 2)
             # Somebody may be waiting: then not for news, but for the answer.
-            is_late = self._following.age(sent_at) > 2 * self._wait
-        wait = 0.0 if is_late or position is None else self._wait
+            is_late = self._following.age(sent_at) > 2 * news_wait
+        wait = 0.0 if is_late or position is None else news_wait
         query = {"wait": f"{wait:.3f}", "verifier": verifier} | ({} if position is None else {"after": position})
         page = FeedPage.parse(self._fetch(f"{self._url}?{urlencode(query)}"))
         with self._lock:

@@ -260,7 +260,9 @@ class Following:
     def __init__(self, *, max_staleness: float) -> None:
         if max_staleness <= 0:
             raise ValueError("a maximum staleness is a positive number of seconds")
-        self._own_staleness = self._max_staleness = max_staleness
+        self._own_staleness = max_staleness
+        self.max_staleness = max_staleness
+        """Seconds: our own, or the issuer's if that asks for less."""
         self._set = RevocationSet()
         self._whole_at = float("-inf")
         self.source: Source | None = None
@@ -272,7 +274,7 @@ class Following:
 
     def is_fresh(self, now: float) -> bool:
         """Whether what is known may be believed."""
-        return now < self._whole_at + self._max_staleness
+        return now < self._whole_at + self.max_staleness
 
     def age(self, now: float) -> float:
         """Seconds since the request was sent that last brought everything there was."""
@@ -292,7 +294,7 @@ class Following:
         self._set.apply(page, now)
         self.position, self.sequence = page.position, page.sequence
         # The issuer counts on its verifiers refusing by then. It may ask for less than we were told to take, never for more.
-        self._max_staleness = min(self._own_staleness, page.max_staleness)
+        self.max_staleness = min(self._own_staleness, page.max_staleness)
         if not page.has_more:
             self._whole_at = sent_at
 
