@@ -1,11 +1,13 @@
 """Following the feed: one thread, one request at a time, and nothing believed that is too old."""
 
 import asyncio
+import gc
 import json
 import os
 import signal
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import parse_qs, urlsplit
 
@@ -322,6 +324,40 @@ def test_one_that_is_closed_asks_no_more_and_believes_nothing_when_that_is_old(f
 def test_it_follows_before_anybody_asks_once_it_is_started(follow, issuer_of_feed):
     follow().start()
     issuer_of_feed.wait_for_requests(2)
+
+
+def test_it_follows_through_a_with_block_and_no_longer(issuer_of_feed):
+    with RemoteRevocations(URL, fetch=issuer_of_feed) as revocations:
+        issuer_of_feed.wait_for_requests(2)
+    issuer_of_feed.change(subject="other")
+    revocations._thread.join(PATIENCE)
+    assert not revocations._thread.is_alive()
+
+
+def test_one_that_nobody_holds_any_more_follows_no_more(issuer_of_feed):
+    """With the request that was under way it is gone, thread and all."""
+    revocations = RemoteRevocations(URL, fetch=issuer_of_feed)
+    assert is_let_in(revocations) is True
+    thread, gone = revocations._thread, weakref.ref(revocations)
+    issuer_of_feed.wait_for_requests(2)
+    del revocations
+    issuer_of_feed.change(subject="other")
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    gc.collect()
+    assert gone() is None
+
+
+def test_one_that_nobody_holds_while_it_rests_follows_no_more():
+    def fetch(_):
+        raise OSError("nobody there")
+
+    revocations = RemoteRevocations(URL, fetch=fetch, cooldown=0.05)
+    assert is_let_in(revocations) is RevocationsUnavailable
+    thread = revocations._thread
+    del revocations
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

@@ -44,9 +44,9 @@ def test_the_public_surface_is_this_and_no_more():
     assert gatelodge.__all__ == sorted(gatelodge.__all__)
     assert set(gatelodge.__all__) == {
         "AccessRing", "ApiKey", "Caller", "CredentialExpired", "CredentialRevoked", "CredentialRotated", "Fault", "Gate",
-        "Grant", "InvalidCredential", "Keys", "KeysUnavailable", "PartnerMismatch", "PartnerSuspended", "QuotaExceeded",
-        "Records", "Rejected", "RemoteKeys", "RemoteRevocations", "RevocationsUnavailable", "StaticKeys", "TokenRules",
-        "Unavailable", "VerificationKey", "Verifier", "WrongEnvironment", "caller_of", "https_fetch",
+        "Grant", "InvalidCredential", "JwtMarks", "Keys", "KeysUnavailable", "PartnerMismatch", "PartnerSuspended", "QuotaExceeded",
+        "Records", "Rejected", "RemoteKeys", "RemoteRevocations", "Revocations", "RevocationsUnavailable", "StaticKeys",
+        "TokenRules", "Unavailable", "VerificationKey", "Verifier", "WrongEnvironment", "caller_of", "https_fetch",
     }  # fmt: skip
     assert all(hasattr(gatelodge, name) for name in gatelodge.__all__)
 

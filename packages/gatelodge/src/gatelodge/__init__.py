@@ -23,6 +23,7 @@ from gatelodge.errors import (
 from gatelodge.feed import RemoteRevocations
 from gatelodge.gate import Gate, caller_of
 from gatelodge.keyset import Keys, RemoteKeys, StaticKeys, https_fetch
+from gatelodge.revocations import JwtMarks, Revocations
 from gatelodge.tokens import TokenRules, VerificationKey
 from gatelodge.verify import AccessRing, Caller, Grant, Records, Verifier
 from gatelodge.wire import ApiKey
@@ -38,6 +39,7 @@ __all__ = [
     "Gate",
     "Grant",
     "InvalidCredential",
+    "JwtMarks",
     "Keys",
     "KeysUnavailable",
     "PartnerMismatch",
@@ -47,6 +49,7 @@ __all__ = [
     "Rejected",
     "RemoteKeys",
     "RemoteRevocations",
+    "Revocations",
     "RevocationsUnavailable",
     "StaticKeys",
     "TokenRules",

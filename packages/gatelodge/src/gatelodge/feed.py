@@ -1,7 +1,8 @@
 """The issuer's feed of revocations, followed: ``RemoteRevocations`` keeps a ``Following`` up to date by long polls.
 
 One thread for each process does that, for every thread and every event loop in it. It begins when it is first needed, and again
-in a process that was forked. Each request says which step has been applied, under a name that nobody else has, so the issuer
+in a process that was forked, and ends with ``close`` or, once nobody holds the ``RemoteRevocations`` any more, with the request
+that is under way then. Each request says which step has been applied, under a name that nobody else has, so the issuer
 can tell whoever revokes something how far that has got.
 
 An answer is dated by when its request was *sent*. So what lay in a socket's buffer while this process was frozen is as old as
@@ -20,7 +21,7 @@ from concurrent.futures import Future
 from concurrent.futures import wait as wait_for_futures
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Final, Self
 from urllib.parse import urlencode
 from uuid import uuid4
 
@@ -51,6 +52,8 @@ class RemoteRevocations:
     requests when there is no answer, and until a request is given up. ``name`` is how the issuer's log and database name this
     verifier, at most 30 letters, digits, `.`, `_` and `-`; random ones are put behind it. The rest is as in ``RemoteKeys``; a
     ``fetch`` must wait longer for its answer than 0.3 times ``max_staleness``.
+
+    As a context manager it follows from the beginning to the end of the block.
 
     A feed says which issuer's and environment's it is. About JWTs of any other nothing is known: ``RevocationsUnavailable``.
     """
@@ -83,6 +86,7 @@ class RemoteRevocations:
         self._lock = threading.Lock()
         self._following = Following(max_staleness=max_staleness)
         self._foreign: Source | None = None
+        self._is_heard = True
         self._landing: Future[None] | None = None
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -99,6 +103,13 @@ class RemoteRevocations:
     def close(self) -> None:
         """Follow no more: what is known is refused as soon as it is too old."""
         self._stopped.set()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def sequence(self) -> int:
@@ -170,27 +181,26 @@ class RemoteRevocations:
         verifier = f"{self._name}-{uuid4().hex}"
         self._landing = Future()
         # A daemon, so that a hanging issuer cannot keep the process from ending.
-        self._thread = threading.Thread(target=self._follow, args=(verifier,), name="gatelodge-revocations", daemon=True)
+        following = weakref.ref(self), verifier, self._stopped
+        self._thread = threading.Thread(target=_follow, args=following, name="gatelodge-revocations", daemon=True)
         self._thread.start()
 
-    def _follow(self, verifier: str) -> None:
-        is_heard = True
-        while not self._stopped.is_set():
-            pause = 0.0
-            try:
-                pause = self._fly(verifier)
-                if not is_heard:
-                    _log.info("the revocations of %s are heard again", self._url)
-                is_heard = True
-            except Exception as fault:  # noqa: BLE001 - whatever the fetch raises, the next request may be answered
-                pause = self._cooldown
-                if is_heard:
-                    _log.warning("the revocations of %s cannot be heard: %s", self._url, fault)
-                is_heard = False
-            self._land(is_resting=pause > 0)
-            self._stopped.wait(pause)
-            self._take_off()
-        self._land(is_resting=True)
+    def _turn(self, verifier: str) -> float:
+        """Make one request, whatever comes of it; the seconds to rest before the next one."""
+        self._take_off()
+        try:
+            pause = self._fly(verifier)
+            if not self._is_heard:
+                _log.info("the revocations of %s are heard again", self._url)
+            self._is_heard = True
+        except Exception as fault:  # noqa: BLE001 - whatever the fetch raises, the next request may be answered
+            pause = self._cooldown
+            if self._is_heard:
+                # Only its text: a record that somebody keeps would hold us by the frames of the fault.
+                _log.warning("the revocations of %s cannot be heard: %s", self._url, str(fault))
+            self._is_heard = False
+        self._land(is_resting=pause > 0)
+        return pause
 
     def _fly(self, verifier: str) -> float:
         """Make one request and take in its answer; the seconds to rest before the next one."""
@@ -223,6 +233,20 @@ class RemoteRevocations:
 
     def _renew_lock(self) -> None:
         self._lock = threading.Lock()
+
+
+def _follow(whose: "weakref.ref[RemoteRevocations]", verifier: str, stopped: threading.Event) -> None:
+    """Follow until that is to stop, or nobody asks any more: only who asks holds what is followed for."""
+    while not stopped.is_set():
+        revocations = whose()
+        if revocations is None:
+            return
+        pause = revocations._turn(verifier)  # noqa: SLF001 - it is its own
+        del revocations
+        stopped.wait(pause)
+    revocations = whose()
+    if revocations is not None:
+        revocations._land(is_resting=True)  # noqa: SLF001 - nobody is to wait for what does not come
 
 
 def _renew_lock(whose: "weakref.ref[RemoteRevocations]") -> None:
