@@ -20,9 +20,12 @@ from typing import Any
 import httpx2
 from click.testing import Result
 from harness import Server
+from sqlalchemy import Connection, text
 from typer.testing import CliRunner
 
 from gatelodge_server.cli import app
+from gatelodge_server.settings import load_settings
+from gatelodge_server.store.database import database_at
 
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00")
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
@@ -63,6 +66,16 @@ def ask(*args: str, data: Path, environ: Mapping[str, str] | None = None) -> Any
     done = command(*args, "--json", data=data, environ=environ)
     assert done.exit_code == 0, (args, done.stderr, done.exception)
     return json.loads(done.stdout)
+
+
+def run_sql(data: Path, statement: str, **values: object) -> list[tuple[Any, ...]]:
+    """Run a statement on the database of a deployment, whichever that is, behind its back; the rows that it gives."""
+
+    def verb(connection: Connection) -> list[tuple[Any, ...]]:
+        done = connection.execute(text(statement), values)
+        return [tuple(row) for row in done] if done.returns_rows else []
+
+    return database_at(load_settings({"data": str(data)}, {}).database).upgrade(verb)
 
 
 @dataclass(frozen=True)

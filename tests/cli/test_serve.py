@@ -220,7 +220,7 @@ def test_all_bad_settings_are_told_at_once_by_the_name_under_which_they_were_set
 @pytest.mark.parametrize(
     ("environ", "complaint"),
     [
-        ({"GATELODGE_DATABASE": "postgresql://x"}, "sqlite:///"),
+        ({"GATELODGE_DATABASE": "mysql://x"}, "postgresql://"),
         ({"GATELODGE_TLS_CERT": "x.pem"}, "go together"),
         ({"GATELODGE_TLS_CERT": "x", "GATELODGE_TLS_KEY": "x", "GATELODGE_BEHIND_PROXY": "10.0.0.0/8"}, "excludes"),
         ({"GATELODGE_JWT_TTL": "91d"}, "must not be longer than session_ttl"),

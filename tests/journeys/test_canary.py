@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import re
-import sqlite3
 import urllib.parse
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +26,7 @@ from outside import (
     r_auth,
     refresh,
     register,
+    run_sql,
     until,
 )
 from plans import judged
@@ -414,12 +414,10 @@ def test_r67_a_broken_checksum_is_refused_without_a_look_at_the_database(server,
     body = partner.key[:-6]
     assert checksum(body) == partner.key[-6:]
     broken = body + checksum(body + "x")
-    database = sqlite3.connect(server.data / "gatelodge.db", isolation_level=None)
+    run_sql(server.data, "ALTER TABLE credential RENAME TO away")
     try:
-        database.execute("ALTER TABLE credential RENAME TO away")
         assert outcome(client.post("/auth/login", json={"apiKey": broken})) == (401, "invalid_credential")
         assert outcome(client.post("/auth/login", json={"apiKey": partner.key}))[0] in {500, 503}
     finally:
-        database.execute("ALTER TABLE away RENAME TO credential")
-        database.close()
+        run_sql(server.data, "ALTER TABLE away RENAME TO credential")
     assert log_in(client, partner.key)

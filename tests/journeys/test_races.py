@@ -1,7 +1,6 @@
 """Requests that race: with each other over several processes, and with whatever ends the session that they are about."""
 
 import asyncio
-import sqlite3
 import ssl
 import threading
 import time
@@ -12,7 +11,18 @@ import httpx2
 import psutil
 import pytest
 from harness import Server
-from outside import add_partner, ask, company, create_company, log_in, outcome, refresh, until, whoami
+from outside import (
+    add_partner,
+    ask,
+    company,
+    create_company,
+    log_in,
+    outcome,
+    refresh,
+    run_sql,
+    until,
+    whoami,
+)
 
 WORKERS = 3
 RACERS = 64
@@ -202,9 +212,4 @@ def test_refreshes_leave_one_row_a_session(server, client, partner):
     session = log_in(client, partner.key)
     for _ in range(20):
         session = refresh(client, session["refreshToken"]).json()
-    database = sqlite3.connect(server.data / "gatelodge.db")
-    try:
-        rows = database.execute("SELECT count(*) FROM session WHERE credential_id = ?", (partner.key_id,)).fetchone()
-    finally:
-        database.close()
-    assert rows == (1,)
+    assert run_sql(server.data, "SELECT count(*) FROM session WHERE credential_id = :id", id=partner.key_id) == [(1,)]

@@ -1,7 +1,6 @@
 """How a credential is judged through its life, and what its presenter is told: much if it is genuine, else nothing."""
 
 import asyncio
-import sqlite3
 from datetime import datetime
 
 import pytest
@@ -16,6 +15,7 @@ from outside import (
     problem,
     r_auth,
     refresh,
+    run_sql,
     until,
     whoami,
 )
@@ -135,11 +135,8 @@ def test_a_key_revoked_during_its_overlap_ends_at_once(server, client, partner):
 
 def test_a_key_past_its_end_is_told_that_it_has_expired(server, client, partner):
     session = log_in(client, partner.key)
-    database = sqlite3.connect(server.data / "gatelodge.db")
-    with database:
-        statement = "UPDATE credential SET ends_at = created_at + 1, end_cause = 'expired' WHERE id = ?"
-        assert database.execute(statement, (partner.key_id,)).rowcount == 1
-    database.close()
+    expire = "UPDATE credential SET ends_at = created_at + 1, end_cause = 'expired' WHERE id = :id RETURNING id"
+    assert run_sql(server.data, expire, id=partner.key_id) == [(partner.key_id,)]
     assert whoami(client, partner.key) == login(client, partner.key) == EXPIRED
     assert whoami(client, session["jwt"]) == outcome(refresh(client, session["refreshToken"])) == EXPIRED
 

@@ -330,6 +330,22 @@ async def test_of_many_requests_with_one_idempotency_key_one_is_done(store, othe
     assert backend.count("credential") == before + 1
 
 
+async def test_a_company_that_is_asked_for_again_before_it_is_there_is_told_of_and_not_refused_as_a_second(
+    store, other_node, key
+):
+    """The first request is under way on one node when its caller gives up and asks another."""
+    for number in range(10):
+        replay, details = a_replay(), {"tax_number": f"12/345/{number}"}
+
+        async def make(node, replay=replay, details=details):
+            company = a_company(**details)
+            return await node.create_company(company, a_key(company_id=company.id), replay=replay, by="test")
+
+        outcomes = await asyncio.gather(*(make(node) for node in (store, other_node) * 3))
+        (winner,) = [outcome for outcome in outcomes if isinstance(outcome, Created)]
+        assert outcomes.count(Replayed(winner.company_id, replay.sealed)) == 5
+
+
 @ways
 @pytest.mark.parametrize("offset", AROUND)
 async def test_what_may_no_longer_be_repeated_is_blanked_and_after_a_day_forgotten(store, key, backend, make, offset):

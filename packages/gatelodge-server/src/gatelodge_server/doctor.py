@@ -158,11 +158,13 @@ def _check_clock(connection: Connection) -> str:
 
 def _check_connections(connection: Connection, settings: Settings) -> str:
     most = int(_setting(connection, "max_connections")) - int(_setting(connection, "superuser_reserved_connections"))
+    own = connection.execute(text("SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user")).scalar_one()
+    most = most if own < 0 else min(most, own)
     used = connection.execute(text("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")).scalar_one()
     # One more each, which listens.
     wanted = settings.workers * (settings.database_pool + 1)
     if wanted > most:
-        raise _NotFine(f"this node may want {wanted}, the server has {most}: lower database_pool, or raise max_connections")
+        raise _NotFine(f"this node may want {wanted}, it may have {most}: lower database_pool, or raise max_connections")
     return f"{used} of {most} in use; this node wants {wanted} at most"
 
 
@@ -172,7 +174,11 @@ def _check_changes(database: Database) -> str:
     took = time.monotonic() - begun
     if took > MAX_STALENESS / 2:
         raise _NotFine(f"a reading of the change sequence took {took:.1f} s; after {MAX_STALENESS:.0f} s caches are not used")
-    return f"at step {sequence}, read in {took * 1000:.0f} ms"
+    try:
+        heard = database.hear()
+    except DatabaseFault as fault:
+        raise _NotFine(f"{fault}: nodes hear of revocations half a second late. Is there a pooler in between?") from fault
+    return f"at step {sequence}, read in {took * 1000:.0f} ms; news is heard after {heard * 1000:.0f} ms"
 
 
 def _setting(connection: Connection, name: str) -> str:

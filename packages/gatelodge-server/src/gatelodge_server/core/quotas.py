@@ -4,16 +4,16 @@ How a request is counted:
 
 1. The gate calls ``Quotas.take``. While this process holds a slice that it has leased for the present windows, the request is
    taken from that, in memory and without a pause.
-2. Otherwise it waits for ``Quotas.count``, which asks the store for another slice: ``store/quotas.py`` ``lease_quotas`` locks
-   the partner's row and lets ``judge_ask`` decide. What is leased is taken, whoever uses it, so nodes together can never let in
-   more than the limit.
+2. Otherwise it waits for ``Quotas.count``, which asks the store for another slice: ``store/quotas.py`` ``lease_quotas``
+   locks the partner's row and lets ``judge_ask`` decide. What is leased is taken, whoever uses it, so nodes together can never
+   let in more than the limit.
 3. What is not used is given back: when the windows end, after a quarter of a second without use, after a change of tier and
    when the process ends. Slices grow with the traffic and shrink as the limit nears; what a crash takes along is one slice.
 
 Which hour it is says the store's clock alone, for the clocks of nodes differ. A lease tells the store's time, and so how long
-its windows last. For so long it may be used, by the node's monotonic clock, and reckoned from before it was asked for. The node's
-wall clock, put right by what it was wrong by at the last lease, may end it earlier (a monotonic clock can stand still while a
-machine sleeps), but never later.
+its windows last. For so long it may be used, by the node's monotonic clock, and reckoned from before it was asked for. The
+node's wall clock, put right by what it was wrong by at the last lease, may end it earlier (a monotonic clock can stand still
+while a machine sleeps), but never later.
 
 Whenever it is not known whether the store has heard something, the outcome is that fewer are let in, never more.
 """

@@ -50,7 +50,8 @@ def create_company(connection: Connection, new: Company, key: Credential, asked:
         with connection.begin_nested():
             connection.execute(insert(company), row)
     except IntegrityError:
-        return Refused(CompanyExists)
+        # Perhaps the same request, done by another node since it was looked for.
+        return _find_replay(connection, asked, new.created_at) or Refused(CompanyExists)
     insert_key(connection, key)
     keep_replay(connection, asked, key)
     now, subject = new.created_at, str(new.id)

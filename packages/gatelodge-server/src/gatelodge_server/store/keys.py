@@ -309,7 +309,9 @@ def end_keys(
     A revocation is written even where a key has ended already: an overlap that was over comes to life again when a clock is
     set back, what was revoked never. Nothing overwrites a revocation, not even one that is committed meanwhile.
     """
-    sequence = 0
+    # All are locked before the first step is appended, for whoever has that turn must wait for nobody (``races.Turn``).
+    ids = sorted(key.id for key in keys)
+    connection.execute(select(credential.c.id).where(credential.c.id.in_(ids)).order_by(credential.c.id).with_for_update())
     for key in keys:
         is_later = key.ends_at is None or key.ends_at > ends_at
         values: dict[str, Any] = {"end_cause": cause.value}
@@ -320,6 +322,8 @@ def end_keys(
             values["rotated_at"] = now if ends_at <= now else func.coalesce(credential.c.rotated_at, now)
         if is_later or cause is EndCause.REVOKED:
             connection.execute(update(credential).where(credential.c.id == key.id, _IS_NOT_REVOKED).values(values))
+    sequence = 0
+    for key in keys:
         sequence = append_change(connection, "credential", key.id, now)
         action = f"key.{cause.value}"
         append_audit(connection, action, now=now, by=by, subject=key.id, partner_id=key.partner_id, detail=detail)

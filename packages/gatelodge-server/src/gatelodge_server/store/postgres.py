@@ -13,6 +13,8 @@ Everything that is particular to PostgreSQL stands here, so that the verbs need 
 
 import asyncio
 import contextlib
+import os
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -51,6 +53,7 @@ _LONGEST: Final = 1024
 _TRIES: Final = 8
 _PAUSE: Final = 0.02
 _CHANNEL: Final = "gatelodge_change"
+_PROBE: Final = "gatelodge_probe"
 _RELISTEN: Final = 1.0
 _PROOF_OF_LIFE: Final = 5.0
 _UPGRADE_LOCK: Final = 0x6761_7465_0001
@@ -73,8 +76,8 @@ _SERVER_SETTINGS: Final = {
     # A time limit that strikes while a commit waits for its standby would make it a commit without one. Ours are our own.
     "statement_timeout": "0",
     "lock_timeout": str(int(LOCK_PATIENCE * 1000)),
-    # A node that is frozen, or gone without a word, must not hold its locks.
-    "idle_in_transaction_session_timeout": "8000",
+    # A node that is frozen, or gone without a word, must not hold its locks for longer than others wait for them.
+    "idle_in_transaction_session_timeout": "3000",
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "3",
     "tcp_keepalives_count": "3",
@@ -185,18 +188,44 @@ class PostgresDatabase:
     async def _run(self, verb: Callable[[Connection], Result], *, upgrades: bool) -> Result:
         engine = postgres_engine(self._address)
         try:
-            async with asyncio.timeout(UPGRADE_PATIENCE), engine.begin() as connection:
-                _refuse_old(await connection.get_raw_connection())
-                if not upgrades:
-                    await connection.exec_driver_sql("SET TRANSACTION READ ONLY")
-                else:
-                    await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(UPGRADE_PATIENCE * 1000)}")
-                    await connection.execute(select(func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
-                return await connection.run_sync(verb)
+            async with contextlib.aclosing(await engine.connect()) as connection:
+                async with asyncio.timeout(UPGRADE_PATIENCE):
+                    _refuse_old(await connection.get_raw_connection())
+                    await connection.begin()
+                    if not upgrades:
+                        await connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+                    else:
+                        await _wait_to_upgrade(connection)
+                    outcome = await connection.run_sync(verb)
+                await commit(connection)
+                return outcome
         except FAULTS as fault:
             raise DatabaseFault(say(fault)) from fault
         finally:
             await engine.dispose()
+
+    def hear(self) -> float:
+        """Seconds until one connection hears what another says. Raises ``DatabaseFault`` if that is not within one."""
+        return self._in_thread(self._hear())
+
+    async def _hear(self) -> float:
+        try:
+            listener, speaker = await connect(self._address), await connect(self._address)
+            try:
+                heard, said = asyncio.Event(), f"doctor {os.getpid()}"
+                await listener.add_listener(_PROBE, lambda *given: heard.set() if given[-1] == said else None)
+                begun = time.monotonic()
+                await speaker.execute("SELECT pg_notify($1, $2)", _PROBE, said)
+                async with asyncio.timeout(1):
+                    await heard.wait()
+                return time.monotonic() - begun
+            finally:
+                listener.terminate()
+                speaker.terminate()
+        except TimeoutError as fault:
+            raise DatabaseFault("what one connection says by NOTIFY, another does not hear within a second") from fault
+        except FAULTS as fault:
+            raise DatabaseFault(say(fault)) from fault
 
     def driver(self, *, on_fault: Callable[[str], None]) -> "PostgresDriver":
         """What a store runs its verbs on."""
@@ -323,7 +352,7 @@ class PostgresDriver:
                     if has_changed:
                         await connection.exec_driver_sql(f"NOTIFY {_CHANNEL}")
                 progress.is_committing = True
-                await _commit(connection)
+                await commit(connection)
         except FAULTS as fault:
             if progress.is_committing:
                 self._on_fault(f"a commit without an answer: {say(fault)}")
@@ -348,7 +377,7 @@ class _Progress:
     is_committing: bool = False
 
 
-async def _commit(connection: AsyncConnection) -> None:
+async def commit(connection: AsyncConnection) -> None:
     """Commit; hang up if that is not answered in time.
 
     It is not cancelled. A server that waits for a standby and is told to stop waiting has committed without one, and shows that
@@ -396,6 +425,14 @@ def _state_of(fault: BaseException) -> str:
     """The SQLSTATE of a fault, if the server has said one."""
     original = getattr(fault, "orig", None) or fault
     return str(getattr(original, "sqlstate", None) or "")
+
+
+async def _wait_to_upgrade(connection: AsyncConnection) -> None:
+    """Let those go first who upgrade already. For a table nobody waits long: all who use it would stand behind."""
+    await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(UPGRADE_PATIENCE * 1000)}")
+    await connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {int(UPGRADE_PATIENCE * 1000)}")
+    await connection.execute(select(func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
+    await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(LOCK_PATIENCE * 1000)}")
 
 
 def _is_mistake(fault: BaseException) -> bool:

@@ -58,7 +58,7 @@ _FIND = (
 )
 # Nodes that advance the same sessions at once take their locks in one order, and so never wait for each other in a circle.
 # SQLite has one writer at a time and no row locks: SQLAlchemy leaves the clause out there.
-_LOCK = _FIND.order_by(session.c.id).with_for_update(of=session)
+_LOCK = select(session.c.id).where(session.c.id.in_(bindparam("ids", expanding=True))).order_by(session.c.id).with_for_update()
 _WRITE = (
     update(session)
     .where(session.c.id == bindparam("session_id"))
@@ -149,7 +149,9 @@ def advance_sessions(connection: Connection, attempts: Sequence[RefreshAttempt])
     Two attempts on one session in one batch are judged in order, the second against what the first has made of the row.
     """
     ids = list({attempt.session_id for attempt in attempts})
-    found = {row[0]: _session_of(row) for row in connection.execute(_LOCK, {"ids": ids})}
+    connection.execute(_LOCK, {"ids": ids})
+    # Read only now: a key that was revoked while this waited would be read as it was before.
+    found = {row[0]: _session_of(row) for row in connection.execute(_FIND, {"ids": ids})}
     outcomes: list[RefreshOutcome] = []
     changed: dict[bytes, Session] = {}
     for attempt in attempts:
@@ -203,7 +205,8 @@ def find_sessions(connection: Connection, session_ids: Sequence[bytes]) -> list[
 
 def end_session(connection: Connection, session_id: bytes, cause: SessionEnd, now: Instant, by: str) -> Done | None:
     """End a session that has not ended yet."""
-    row = connection.execute(_LOCK, {"ids": [session_id]}).one_or_none()
+    connection.execute(_LOCK, {"ids": [session_id]})
+    row = connection.execute(select(session.c.ended_at).where(session.c.id == session_id)).one_or_none()
     if row is None or row.ended_at is not None:
         return None
     connection.execute(update(session).where(session.c.id == session_id).values(ended_at=now, end_cause=cause.value))

@@ -6,7 +6,7 @@ A side belongs to the thread that has made it. All that it does is done when its
 import asyncio
 import sqlite3
 from collections.abc import Callable, Coroutine, Generator, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, aclosing, closing, contextmanager, suppress
 from typing import Any, Final, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine, Select, Table, event
@@ -178,9 +178,15 @@ class _PostgresSide:
         return self._transact(verb, _LONG_PATIENCE if long else _PATIENCE)
 
     def _transact(self, verb: Verb[Result], patience: float) -> Result:
+        from gatelodge_server.store.postgres import commit  # noqa: PLC0415
+
         async def run() -> Result:
-            async with asyncio.timeout(patience), self._engine.begin() as connection:
-                return await connection.run_sync(verb)
+            async with aclosing(await self._engine.connect()) as connection:
+                async with asyncio.timeout(patience):
+                    await connection.begin()
+                    outcome = await connection.run_sync(verb)
+                await commit(connection)
+                return outcome
 
         with _telling():
             return self._loop.run(run())

@@ -1,5 +1,6 @@
 """The store: every verb of ``core/ports.py``, each one transaction of a driver. The hot ones are micro-batched."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 from uuid import UUID
@@ -120,6 +121,7 @@ class SqlStore:
         self._driver = driver
         self.bell = driver.bell
         self.listen = driver.listen
+        self._registering = asyncio.Lock()
         self._open: Batch[LoginAttempt, Opened | Refused] = Batch(lambda all_: driver.write(sessions.open_sessions, all_))
         self._advance: Batch[RefreshAttempt, RefreshOutcome] = Batch(lambda all_: driver.write(sessions.advance_sessions, all_))
         self._find: Batch[bytes, SessionStanding | None] = Batch(lambda all_: driver.read(sessions.find_sessions, all_))
@@ -361,7 +363,9 @@ class SqlStore:
     async def begin_registration(
         self, registration: Registration, *, limits: MailLimits, recovery: Recovery
     ) -> Begun | Limited:
-        return await self._driver.write(registrations.begin_registration, registration, limits, recovery)
+        # One at a time here: who waits for other nodes' turns holds a connection, and logins need some too.
+        async with self._registering:
+            return await self._driver.write(registrations.begin_registration, registration, limits, recovery)
 
     async def claim_attempt(self, address: str, *, now: Instant) -> Challenge | None:
         return await self._driver.write(registrations.claim_attempt, address, now)
