@@ -209,6 +209,48 @@ def test_requests_that_revoke_say_it_too_when_they_are_asked(client, partner):
     assert sequences == sorted(sequences)
 
 
+def test_rotations_say_it_too_when_they_are_asked(client, partner):
+    company = create_company(client, partner.key)
+    path, own = f"/companies/{company['companyId']}/key", "/api/v2/Partners/Register/Rotate"
+    counts = {"sequence", "verifiers", "acknowledged"}
+
+    def rotate(where, key, **sent):
+        return client.post(where, headers={**bearer(key), **sent.pop("headers", {})}, **sent)
+
+    for where in (path, own):
+        assert outcome(rotate(where, partner.key, params={"wait": "31"})) == (422, "invalid_fields")
+    assert set(rotate(path, partner.key).json()) == {"companyId", "apiKey"}
+    again = {"params": {"wait": "0"}, "headers": {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}}
+    first, second = (rotate(path, partner.key, **again).json() for _ in range(2))
+    assert set(first) == {"companyId", "apiKey"} | counts
+    assert second["apiKey"] == first["apiKey"]
+    assert second["sequence"] >= first["sequence"]
+    plain = rotate(own, partner.key).json()
+    asked = rotate(own, plain["apiKey"], params={"wait": "0"}).json()
+    assert set(asked) - set(plain) == counts
+    assert asked["sequence"] > first["sequence"]
+
+
+def test_a_rotation_waits_for_those_who_follow(alone):
+    server, client = alone
+    partner = add_partner(server.data)
+    read(client, after=now_at(client), verifier="verifier-1")
+    with ThreadPoolExecutor(1) as pool, server.client() as other:
+        position = now_at(client)
+        asked = pool.submit(other.post, "/api/v2/Partners/Register/Rotate", headers=bearer(partner.key), params={"wait": "10"})
+        page = read(client, after=position, verifier="verifier-1", wait=LONG)
+        assert not asked.done()
+        read(client, after=page["position"], verifier="verifier-1")
+        said = asked.result().json()
+    assert (said["verifiers"], said["acknowledged"], said["sequence"]) == (1, 1, page["sequence"])
+
+
+def test_commands_that_rotate_say_it_without_being_asked(server, partner):
+    token = ask("token", "issue", partner.id, data=server.data)["tokenId"]
+    for command in (("key", "rotate", partner.key_id), ("token", "rotate", token)):
+        assert {"sequence", "verifiers", "acknowledged"} <= set(ask(*command, data=server.data))
+
+
 # --- those who wait ---
 
 

@@ -155,12 +155,12 @@ async def key_rotate(
     lodge: "Lodge",
     key: KeyId,
     overlap: Annotated[str, typer.Option(help="for how long the old key works on, such as 1h")] = "0s",
-    wait: WaitFlag = "",
+    wait: WaitFlag = "0s",
 ) -> Record:
     """Replace an API key. Prints the new one, which is shown this once; sessions of the old one end with it."""
-    seconds = seconds_of(wait) if wait else None
+    seconds = seconds_of(wait)
     issued = await lodge.credentials.rotate(key, overlap=duration_of(overlap), by=BY)
-    reach = {} if seconds is None else await reach_of(lodge, issued.sequence, seconds)
+    reach = await reach_of(lodge, issued.sequence, seconds)
     return {"keyId": issued.credential.id, "apiKey": issued.text.reveal(), **reach}
 
 

@@ -79,13 +79,12 @@ async def token_rotate(
     lodge: "Lodge",
     token: TokenId,
     overlap: Annotated[str, typer.Option(help="for how long the old token works on, such as 1h")] = "0s",
-    wait: WaitFlag = "",
+    wait: WaitFlag = "0s",
 ) -> Record:
     """Replace an access token. Prints the new one, which is done this once."""
-    seconds = seconds_of(wait) if wait else None
+    seconds = seconds_of(wait)
     issued = await lodge.access_tokens.rotate(token, overlap=duration_of(overlap), by=BY)
-    reach = {} if seconds is None else await reach_of(lodge, issued.sequence, seconds)
-    return {**_issued_record(issued), **reach}
+    return {**_issued_record(issued), **await reach_of(lodge, issued.sequence, seconds)}
 
 
 @command(GROUPS["token"], "revoke")

@@ -48,6 +48,8 @@ class CompanyKey:
 
     company_id: UUID
     api_key: Secret
+    sequence: int | None = None
+    """The change that it was; ``None`` for one that was made when the same was asked before."""
 
 
 class Companies:
@@ -123,8 +125,8 @@ class Companies:
 
     def _answer(self, outcome: CompanyOutcome, fresh: Secret, caller: bytes | None) -> CompanyKey:
         match outcome:
-            case Created(company):
-                return CompanyKey(company, fresh)
+            case Created(company, sequence):
+                return CompanyKey(company, fresh, sequence)
             case Replayed(company, sealed):
                 return CompanyKey(
                     company, Secret(self._sealer.open(sealed, label=_SEAL_LABEL + (caller or b"")).decode("ascii"))

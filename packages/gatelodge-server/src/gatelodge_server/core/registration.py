@@ -202,6 +202,8 @@ class VerifiedKey(NamedTuple):
     partner_id: str
     tier: Tier
     expires_at: Instant | None = None
+    sequence: int | None = None
+    """The change in which it took the place of another; ``None`` where it did not, or did when the same was asked before."""
 
 
 class Standing(NamedTuple):
@@ -307,8 +309,9 @@ class Registrations:
         outcome = await self._store.roll_own_key(
             old.id, old.digest, issued.credential, ends_at=now + overlap, replay=replay, now=now
         )
+        sequence: int | None = None
         match outcome:
-            case Rolled(partner_id, tier):
+            case Rolled(partner_id, tier, sequence):
                 self._on_mail_queued()
                 key = issued.text
             case RolledBefore(partner_id, tier, sealed):
@@ -319,7 +322,7 @@ class Registrations:
                 raise reason
             case unreachable:
                 assert_never(unreachable)
-        return VerifiedKey(key, partner_id, tier)
+        return VerifiedKey(key, partner_id, tier, sequence=sequence)
 
     async def describe(self, partner_id: str, key_id: str) -> Standing:
         """What there is to say of a partner and of one of its keys."""

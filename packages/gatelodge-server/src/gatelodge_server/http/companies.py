@@ -30,7 +30,7 @@ from gatelodge_server.http.fields import (
 from gatelodge_server.http.guard import Guard
 from gatelodge_server.http.operation import Answer, Call, Operation, invalid_parameter
 from gatelodge_server.http.problems import InvalidIdempotencyKey
-from gatelodge_server.http.reach import WAIT_FOR_REACH, ReachAnswer, ReachReport, wait_in
+from gatelodge_server.http.reach import WAIT_FOR_REACH, Count, ReachAnswer, ReachReport, wait_in
 from gatelodge_server.http.sessions import CREDENTIAL_REFUSALS, rfc3339
 
 _PAGE: Final = 50
@@ -70,6 +70,14 @@ class CompanyKeyAnswer(msgspec.Struct, rename="camel", frozen=True):
 
     company_id: str
     api_key: Secret
+
+
+class RotatedCompanyKeyAnswer(CompanyKeyAnswer, rename="camel", frozen=True):
+    """A company and its new API key, shown this once; for whoever asks with `wait`, who has heard that older keys end."""
+
+    sequence: Count = msgspec.UNSET
+    verifiers: Count = msgspec.UNSET
+    acknowledged: Count = msgspec.UNSET
 
 
 class CompanyAnswer(msgspec.Struct, rename="camel", frozen=True, omit_defaults=True):
@@ -133,12 +141,13 @@ class CompanyRoutes:
 
     async def rotate_key(self, call: Call, body: RotateBody | None) -> Answer:
         """Give a company a new key."""
-        partner_id = call.holder.partner_id
+        partner_id, wait = call.holder.partner_id, wait_in(call)
         overlap = body.overlap_seconds * SECOND if body is not None else 0
         key = await self._companies.rotate_key(
             partner_id, _company_id(call), overlap=overlap, idempotency_key=call.idempotency_key()
         )
-        return Answer(HTTPStatus.OK, _key_answer(key))
+        counts = await self._reach.counts(key.sequence, wait)
+        return Answer(HTTPStatus.OK, RotatedCompanyKeyAnswer(str(key.company_id), key.api_key, **counts))
 
     async def delete(self, call: Call, _: None) -> Answer:
         """End a company."""
@@ -208,7 +217,8 @@ class CompanyRoutes:
                 handler=self.rotate_key,
                 body=RotateBody,
                 body_optional=True,
-                answers={200: CompanyKeyAnswer},
+                answers={200: RotatedCompanyKeyAnswer},
+                parameters=WAIT_FOR_REACH,
                 refusals=(*_REFUSALS, CompanyNotFound, *replays),
                 credential=_CREDENTIAL,
                 admit=self._guard.partner,

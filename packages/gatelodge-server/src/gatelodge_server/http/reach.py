@@ -1,8 +1,9 @@
 """How far a revocation has got, in the answer to it: for those who ask with `?wait=S`."""
 
 import re
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -41,6 +42,10 @@ def wait_in(call: Call) -> float | None:
     return float(text)
 
 
+Count = int | msgspec.UnsetType
+"""One of the same three in the answer to a rotation, which shows the new key; without `wait` it is left out."""
+
+
 class ReachReport:
     """Makes the answers to revocations."""
 
@@ -52,6 +57,12 @@ class ReachReport:
         """204, or, for whoever asked with a ``wait``, how far the step has got. ``None``: nothing was left to be revoked."""
         if wait is None:
             return Answer(HTTPStatus.NO_CONTENT)
+        return Answer(HTTPStatus.OK, ReachAnswer(**await self.counts(sequence, wait)))
+
+    async def counts(self, sequence: int | None, wait: float | None) -> Mapping[str, Any]:
+        """How far the step has got, as fields of an answer that tells more; nothing for whoever asked without a ``wait``."""
+        if wait is None:
+            return {}
         # The process that is about to stop keeps nobody waiting.
         reach = await self._revocations.reach(sequence, wait=wait, leave=lambda: self._draining.has_begun)
-        return Answer(HTTPStatus.OK, ReachAnswer(reach.sequence, reach.verifiers, reach.acknowledged))
+        return {"sequence": reach.sequence, "verifiers": reach.verifiers, "acknowledged": reach.acknowledged}

@@ -1,9 +1,9 @@
 """Registration, and what a partner does with its own key: `/api/v2/Partners/Register…`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -26,7 +26,7 @@ from gatelodge_server.http.fields import Agreement, IntendedUse, Name, Registran
 from gatelodge_server.http.guard import Guard
 from gatelodge_server.http.operation import Answer, Call, Operation
 from gatelodge_server.http.problems import InvalidIdempotencyKey, NotFound, TooManyFailures
-from gatelodge_server.http.reach import WAIT_FOR_REACH, ReachAnswer, ReachReport, wait_in
+from gatelodge_server.http.reach import WAIT_FOR_REACH, Count, ReachAnswer, ReachReport, wait_in
 from gatelodge_server.http.sessions import CREDENTIAL_REFUSALS, rfc3339
 from gatelodge_server.log import log
 
@@ -88,6 +88,14 @@ class PartnerKeyAnswer(msgspec.Struct, rename="camel", frozen=True):
     tier: str
     rate_limits: RateLimits
     expires_at: str | None
+
+
+class RotatedKeyAnswer(PartnerKeyAnswer, rename="camel", frozen=True):
+    """The new API key of a partner, shown this once; for whoever asks with `wait`, who has heard that the old one ends."""
+
+    sequence: Count = msgspec.UNSET
+    verifiers: Count = msgspec.UNSET
+    acknowledged: Count = msgspec.UNSET
 
 
 class KeyInUse(msgspec.Struct, rename="camel", frozen=True):
@@ -174,14 +182,17 @@ class RegistrationRoutes:
             except InvalidVerificationCode:
                 await self._failures.count(call.address)
                 raise
-        return _key_answer("registration.verified", key, call)
+        log.info("registration.verified", partner=key.partner_id, address=call.address, request_id=call.request_id)
+        return Answer(HTTPStatus.OK, PartnerKeyAnswer(**_shown(key)))
 
     async def rotate(self, call: Call, body: RotateOwnKeyBody | None) -> Answer:
         """Give the caller a new key. The present one is judged by the verb that replaces it."""
-        presented = await self._guard.unjudged_key(call)
+        wait, presented = wait_in(call), await self._guard.unjudged_key(call)
         overlap = body.overlap_seconds * SECOND if body is not None else 0
         key = await self._registrations.rotate(presented, overlap=overlap, idempotency_key=call.idempotency_key())
-        return _key_answer("key.rotated", key, call)
+        log.info("key.rotated", partner=key.partner_id, address=call.address, request_id=call.request_id)
+        counts = await self._reach.counts(key.sequence, wait)
+        return Answer(HTTPStatus.OK, RotatedKeyAnswer(**_shown(key), **counts))
 
     async def show_usage(self, call: Call, _: None) -> Answer:
         """What the caller's partner is and has used."""
@@ -271,7 +282,8 @@ class RegistrationRoutes:
                 handler=self.rotate,
                 body=RotateOwnKeyBody,
                 body_optional=True,
-                answers={200: PartnerKeyAnswer},
+                answers={200: RotatedKeyAnswer},
+                parameters=WAIT_FOR_REACH,
                 refusals=(
                     *_REFUSALS,
                     KeyEnded,
@@ -323,11 +335,14 @@ def _switched_off() -> Sequence[Operation]:
     return [Operation(method="POST", path=_PATH, tag=_TAG, summary=summary, handler=refuse, answers={}, refusals=(NotFound,))]
 
 
-def _key_answer(event: str, key: VerifiedKey, call: Call) -> Answer:
-    log.info(event, partner=key.partner_id, address=call.address, request_id=call.request_id)
-    expires_at = None if key.expires_at is None else rfc3339(key.expires_at)
-    answer = PartnerKeyAnswer(key.api_key, key.partner_id, key.tier.name, _rate_limits(key.tier), expires_at)
-    return Answer(HTTPStatus.OK, answer)
+def _shown(key: VerifiedKey) -> Mapping[str, Any]:
+    return {
+        "api_key": key.api_key,
+        "partner_id": key.partner_id,
+        "tier": key.tier.name,
+        "rate_limits": _rate_limits(key.tier),
+        "expires_at": None if key.expires_at is None else rfc3339(key.expires_at),
+    }
 
 
 def _rate_limits(tier: Tier) -> RateLimits:

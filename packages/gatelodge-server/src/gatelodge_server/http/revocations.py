@@ -234,8 +234,8 @@ class RevocationRoutes:
                     "wait": f"Seconds to wait for news, 0 to {WAIT_MAX:.0f}; 0 unless told.",
                     "verifier": (
                         "Who asks: 8 to 64 letters, digits, `.`, `_` and `-`, chosen so that nobody guesses it. It has applied "
-                        "everything up to `after`, and the answers to revocations count it: also the reader of an event stream, "
-                        "which then has to acknowledge."
+                        "everything up to `after`, and the answers to revocations count it. So do they with the reader of an "
+                        "event stream, which then acknowledges."
                     ),
                 },
             ),
