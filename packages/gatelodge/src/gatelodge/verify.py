@@ -127,9 +127,9 @@ class Verifier:
     """Tells who presents a credential. Safe to share between threads and coroutines, unless it has records.
 
     ``keys`` and ``rules`` are those of session JWTs. ``records`` and ``access_ring`` let API keys and access tokens in;
-    they go together, and such a verifier belongs to one event loop. ``environment`` is the only one whose tokens are let in; the holder of another's is
-    told so. ``clock`` gives the Unix time in seconds. ``remembered`` is how many credentials found good are remembered; 0
-    remembers none. ``ValueError`` when rules are not those of their kind.
+    they go together, and such a verifier belongs to one event loop. ``environment`` is the only one whose tokens are let in;
+    the holder of another's is told so. ``clock`` gives the Unix time in seconds. ``remembered`` is how many credentials found
+    good are remembered; 0 remembers none. ``ValueError`` when rules are not those of their kind.
 
     **Without ``records`` and without ``revocations`` a revoked JWT is let in until it expires**: after a logout, a rotated or
     revoked key, a deleted company, a suspended partner. Nothing says so at run time. Give ``RemoteRevocations`` unless that is
