@@ -124,7 +124,7 @@ def test_keys_are_listed_rotated_and_revoked(data):
     assert listed["masked"] == f"gatelodge_uat_pk_{partner.key_id}_…"
 
     issued = ask("key", "rotate", partner.key_id, "--overlap", "1h", data=data)
-    assert set(issued) == {"keyId", "apiKey"}
+    assert set(issued) == {"keyId", "apiKey", "sequence", "verifiers", "acknowledged"}
     assert id_of(issued["apiKey"]) == issued["keyId"]
     keys = {key["keyId"]: key for key in ask("key", "list", partner.id, data=data)}
     assert keys[partner.key_id]["status"] == keys[issued["keyId"]]["status"] == "active"
