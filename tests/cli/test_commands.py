@@ -318,7 +318,7 @@ def test_an_access_token_is_issued_listed_rotated_shown_and_revoked(data):
     assert listed == {**known, "status": "active", **nothing_yet}
 
     newer = ask("token", "rotate", issued["tokenId"], "--overlap", "1h", data=data)
-    assert set(newer) == {"tokenId", "token"}
+    assert set(newer) == {"tokenId", "token", "sequence", "verifiers", "acknowledged"}
     for id_ in (issued["tokenId"], newer["tokenId"]):
         new, old = ask("token", "show", id_, data=data)
         assert (new["tokenId"], new["version"], new["label"]) == (newer["tokenId"], 2, "Plans, production")
