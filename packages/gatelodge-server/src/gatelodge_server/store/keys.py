@@ -311,7 +311,8 @@ def end_keys(
     """
     # All are locked before the first step is appended, for whoever has that turn must wait for nobody (``races.Turn``).
     ids = sorted(key.id for key in keys)
-    connection.execute(select(credential.c.id).where(credential.c.id.in_(ids)).order_by(credential.c.id).with_for_update())
+    every = select(credential.c.id).where(credential.c.id.in_(ids)).order_by(credential.c.id)
+    connection.execute(every.with_for_update(key_share=True))  # sessions that refer to them are not held up
     for key in keys:
         is_later = key.ends_at is None or key.ends_at > ends_at
         values: dict[str, Any] = {"end_cause": cause.value}
