@@ -8,9 +8,9 @@ from experiments.ground import Ground
 from experiments.timing import mann_whitney
 from experiments.trace import parse
 
-# What measures time wants a quiet machine, and what fails over or shifts clocks wants Debian's packages: `make experiments` has
-# both. One experiment on many nodes is run here.
-ALONE = {"timing", "start", "rolling", "quotas", "postgres", "outage", "revocation", "failover", "scale"}
+# What measures time or runs many nodes wants a quiet machine, and what fails over or shifts clocks wants Debian's packages:
+# `make experiments` has both.
+ALONE = {"timing", "start", "rolling", "quotas", "nodes", "postgres", "outage", "revocation", "failover", "scale"}
 NAMES = [name for name in EXPERIMENTS if name not in ALONE]
 
 
