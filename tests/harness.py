@@ -107,6 +107,7 @@ class Server:
         line = self.process.stdout.readline()
         if not line:
             self.process.wait()
+            self.process.stdout.close()
             raise AssertionError(f"the server did not start: {self.log_path.read_text(errors='replace')[-2000:]}")
         self.port = json.loads(line)["port"]
 
