@@ -198,8 +198,8 @@ class Caller(threading.Thread):
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_clients_that_reuse_connections_hard_see_no_broken_one_over_a_restart(tmp_path, workers):
-    url = "https://localhost:1"
-    options = {"environ": {"GATELODGE_DRAIN": "2s"}, "public_url": url}
+    issuer = "https://localhost:1"
+    options = {"environ": {"GATELODGE_DRAIN": "2s"}, "public_url": issuer}
     first = Server(tmp_path / "data", "--workers", workers, **options)
     second = Server(tmp_path / "data", "--workers", workers, **options)
     with first, second:
