@@ -9,9 +9,10 @@ from gatelodge_server.store.batch import Batch
 
 
 class Flushes:
-    """A verb that answers each request with itself in capitals, one flush at a time, and only while its gate is open."""
+    """A verb that answers each request with itself in capitals, so many flushes at once, and only while its gate is open."""
 
-    def __init__(self):
+    def __init__(self, at_once=1):
+        self.at_once = at_once
         self.batches = []
         self.gate = asyncio.Event()
         self.gate.set()
@@ -20,7 +21,7 @@ class Flushes:
 
     async def __call__(self, requests):
         self.running += 1
-        assert self.running == 1
+        assert self.running <= self.at_once
         self.begun.set()
         try:
             await self.gate.wait()
@@ -85,6 +86,53 @@ async def test_flushes_never_overlap_and_lose_nobody(flushes):
     assert answers == [[f"{name}{at}".upper() for at in range(5)] for name in "abcdefghijklmnopqrst"]
     assert sum(map(len, flushes.batches)) == 100
     assert max(map(len, flushes.batches)) == 7
+
+
+@pytest.mark.parametrize(
+    ("many", "shares"),
+    [(1, [1]), (31, [31]), (32, [16, 16]), (33, [17, 16]), (47, [24, 23]), (48, [16, 16, 16]), (100, [34, 33, 33])],
+)
+async def test_many_are_spread_over_several_flushes_and_few_are_not(many, shares):
+    flushes = Flushes(at_once=3)
+    batch = Batch(flushes, at_once=3)
+    flushes.gate.clear()
+    tasks = await queued(batch, *(f"a{at}" for at in range(many)))
+    await flushes.begun.wait()
+    await asyncio.sleep(0)
+    assert flushes.running == len(shares)
+    flushes.gate.set()
+    assert await asyncio.gather(*tasks) == [f"A{at}" for at in range(many)]
+    assert [len(flush) for flush in flushes.batches] == shares
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+async def test_as_many_flushes_overlap_as_may_and_nobody_is_lost(at_once):
+    flushes = Flushes(at_once)
+    batch = Batch(flushes, at_once=at_once, largest=7)
+    flushes.gate.clear()
+    tasks = await queued(batch, *(f"a{at}" for at in range(100)))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert flushes.running == at_once
+    later = await queued(batch, "b", "c")
+    flushes.gate.set()
+    assert await asyncio.gather(*tasks, *later) == [*(f"A{at}" for at in range(100)), "B", "C"]
+    assert max(map(len, flushes.batches)) == 7
+    # And whoever comes the moment that the last of them has ended is waited for too.
+    for _ in range(3):
+        assert await asyncio.gather(*(batch(letter) for letter in "ab")) == ["A", "B"]
+
+
+async def test_a_flush_that_hangs_holds_up_those_in_it_only():
+    flushes = Flushes(at_once=2)
+    batch = Batch(flushes, at_once=2)
+    first = await held(flushes, batch)
+    flushes.gate, gate = asyncio.Event(), flushes.gate
+    flushes.gate.set()
+    assert await asyncio.gather(batch("a"), batch("b")) == ["A", "B"]
+    assert not first.done()
+    gate.set()
+    assert await first == "FIRST"
 
 
 async def test_a_batch_after_a_rest_works_like_the_first(flushes):

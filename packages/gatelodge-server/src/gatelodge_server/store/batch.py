@@ -3,40 +3,49 @@
 There is no timer. A lone request is flushed at once; under load the batches grow by themselves, because a flush takes as long
 as it takes and the others collect meanwhile. Nobody stands behind two that fail: when a flush has waited for the database in
 vain, those who collected meanwhile are told so as well, and none of theirs was begun.
+
+A server of its own can work at one flush while this process makes the next, and wait for two disks' worth of commits at once.
+For such a one those who wait are spread over several flushes.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from gatelodge.errors import Unavailable
 
 Request = TypeVar("Request")
 Outcome = TypeVar("Outcome")
 
+_WORTHWHILE: Final = 16
+"""So many at least are in each of several flushes: another one for fewer would cost more than it saves."""
+
 
 class Batch(Generic[Request, Outcome]):
     """One verb's queue. Each caller gets its own outcome, in the order of arrival, and never another caller's exception.
 
-    ``run`` is given one to ``largest`` requests and returns as many outcomes; it is never run twice at once. More than
-    ``backlog`` callers are not kept waiting: the next hears ``Unavailable``. So do those who came before a flush was found to
-    be ``Unavailable`` after ``vain`` seconds or more; what fails sooner is tried again for them.
+    ``run`` is given one to ``largest`` requests and returns as many outcomes; so many flushes run ``at_once``, and no more.
+    More than ``backlog`` callers are not kept waiting: the next hears ``Unavailable``. So do those who came before a flush was
+    found to be ``Unavailable`` after ``vain`` seconds or more; what fails sooner is tried again for them.
     """
 
     def __init__(
         self,
         run: Callable[[Sequence[Request]], Awaitable[Sequence[Outcome]]],
         *,
+        at_once: int = 1,
         largest: int = 256,
         backlog: int = 4096,
         vain: float = 1.0,
     ) -> None:
         self._run = run
+        self._at_once = at_once
         self._largest = largest
         self._backlog = backlog
         self._vain = vain
         self._waiting: list[tuple[Request, asyncio.Future[Outcome]]] = []
-        self._drain: asyncio.Task[None] | None = None
+        self._drains: set[asyncio.Task[None] | None] = set()
+        self._under_way = 0
 
     async def __call__(self, request: Request) -> Outcome:
         """The outcome of ``request``, once the batch that it was in is committed. Raises ``Unavailable``."""
@@ -45,22 +54,35 @@ class Batch(Generic[Request, Outcome]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome] = loop.create_future()
         self._waiting.append((request, future))
-        if self._drain is None:
+        if len(self._drains) < self._at_once:
             # The task starts in the loop's next round: what the sockets deliver in this one comes along.
-            self._drain = loop.create_task(self._drain_all())
+            self._drains.add(loop.create_task(self._drain()))
         return await future
 
-    async def _drain_all(self) -> None:
+    async def _drain(self) -> None:
         loop = asyncio.get_running_loop()
         try:
             while self._waiting:
-                taken, self._waiting = self._waiting[: self._largest], self._waiting[self._largest :]
-                begun = loop.time()
-                if not await self._flush(taken) and loop.time() - begun >= self._vain:
+                taken, begun = self._take(), loop.time()
+                self._under_way += 1
+                try:
+                    was_there = await self._flush(taken)
+                finally:
+                    self._under_way -= 1
+                if not was_there and loop.time() - begun >= self._vain:
                     behind, self._waiting = self._waiting, []
                     _refuse(behind)
         finally:
-            self._drain = None
+            # By itself, not when it is done: whoever comes between the two would be waited for by nobody.
+            self._drains.remove(asyncio.current_task())
+
+    def _take(self) -> list[tuple[Request, asyncio.Future[Outcome]]]:
+        """Those who have waited longest: all of few, and of many the share of one of the flushes that may begin now."""
+        many = len(self._waiting)
+        flushes = min(self._at_once - self._under_way, max(1, many // _WORTHWHILE))
+        size = min(-(-many // flushes), self._largest)
+        taken, self._waiting = self._waiting[:size], self._waiting[size:]
+        return taken
 
     async def _flush(self, taken: Sequence[tuple[Request, asyncio.Future[Outcome]]]) -> bool:
         """Run them and tell their callers; whether the database was there."""

@@ -143,6 +143,9 @@ class SqliteDatabase:
 class SqliteDriver:
     """Runs verbs on the file at ``path``: one that writes at a time, those that only read beside it."""
 
+    at_once = 1
+    """The work is done in this process: two transactions would only take turns."""
+
     def __init__(
         self,
         path: Path,

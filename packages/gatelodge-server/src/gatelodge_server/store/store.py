@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 from uuid import UUID
 
@@ -83,6 +84,11 @@ Arguments = ParamSpec("Arguments")
 class Driver(Protocol):
     """Runs a verb in a transaction. What SQLite and PostgreSQL do differently is behind this."""
 
+    @property
+    def at_once(self) -> int:
+        """How many transactions of one verb are worth having under way at the same time."""
+        ...
+
     async def write(
         self,
         verb: Callable[Concatenate[Connection, Arguments], Result],
@@ -122,12 +128,13 @@ class SqlStore:
         self.bell = driver.bell
         self.listen = driver.listen
         self._registering = asyncio.Lock()
-        self._open: Batch[LoginAttempt, Opened | Refused] = Batch(lambda all_: driver.write(sessions.open_sessions, all_))
-        self._advance: Batch[RefreshAttempt, RefreshOutcome] = Batch(lambda all_: driver.write(sessions.advance_sessions, all_))
-        self._find: Batch[bytes, SessionStanding | None] = Batch(lambda all_: driver.read(sessions.find_sessions, all_))
-        self._find_key: Batch[str, Standing | None] = Batch(lambda all_: driver.read(keys.find_keys, all_))
-        self._find_token: Batch[str, Standing | None] = Batch(lambda all_: driver.read(tokens.find_tokens, all_))
-        self._lease: Batch[QuotaAsk, Lease | None] = Batch(lambda all_: driver.write(quotas.lease_quotas, all_, store_now))
+        many = partial(Batch, at_once=driver.at_once)
+        self._open: Batch[LoginAttempt, Opened | Refused] = many(lambda all_: driver.write(sessions.open_sessions, all_))
+        self._advance: Batch[RefreshAttempt, RefreshOutcome] = many(lambda all_: driver.write(sessions.advance_sessions, all_))
+        self._find: Batch[bytes, SessionStanding | None] = many(lambda all_: driver.read(sessions.find_sessions, all_))
+        self._find_key: Batch[str, Standing | None] = many(lambda all_: driver.read(keys.find_keys, all_))
+        self._find_token: Batch[str, Standing | None] = many(lambda all_: driver.read(tokens.find_tokens, all_))
+        self._lease: Batch[QuotaAsk, Lease | None] = many(lambda all_: driver.write(quotas.lease_quotas, all_, store_now))
         self._store_now = store_now
         self._read_revocations: Batch[tuple[int, int], Tail] = Batch(
             lambda all_: driver.read(revocations.read_revocations, all_)
