@@ -61,7 +61,8 @@ _REMEMBERED: Final = 8192
 _PLANS: Final = "/api/v2/Partners/PlansSearchAsync/VIN"
 _VEHICLE: Final = {"searchCriteria": {"vin": "1HGBH41JXMN109186", "mileage": 55555, "stateShortName": "TX"}}
 _SETTINGS: Final = {
-    "shared_buffers": "1GB",
+    # A quarter of the memory, as PostgreSQL's manual has it ("Resource Consumption").
+    "shared_buffers": f"{psutil.virtual_memory().total // 4 // 2**20}MB",
     "max_wal_size": "8GB",
     "maintenance_work_mem": "512MB",
     # A table that is filled in the transaction that emptied it is then written once, and not to the log as well.
