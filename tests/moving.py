@@ -32,6 +32,7 @@ def rows_of_everything() -> Mapping[str, list[dict[str, object]]]:
     sessions = [number.to_bytes(16) for number in (0, 1, 127, 128, 255, 256, 2**127, 2**128 - 1)]
     return {
         "deployment": [{"id": 1, "environment": "uat", "brand": "gatelodge", "audience": "partner-api-uat"}],
+        "key_check": [{"key_id": id_.encode().rjust(4, b"\0"), "sealed": os.urandom(32)} for id_ in IDS],
         "issuer": [{"url": f"https://{id_}.example", "used_at": AT} for id_ in IDS],
         "tier": [{"name": "starter", "requests_per_hour": 7, "requests_per_day": 2**31 - 1}],
         "partner": [

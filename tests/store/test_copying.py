@@ -258,6 +258,8 @@ UNFIT = [
     ("partner", "organization_name", "x" * 201, "is longer than 200 characters"),
     ("tier", "requests_per_hour", 2**31, "is too large a number"),
     ("signing_key", "wrapped", "text", "is no bytes"),
+    ("verification", "display_name", "with a \0 in it", "has a NUL character"),
+    ("verification", "created_at", "dev@acme.example", "is no whole number"),
 ]
 
 
@@ -274,6 +276,7 @@ def test_a_row_that_postgresql_cannot_hold_is_named_before_anything_is_closed(so
     with pytest.raises(CopyRefused, match=f"{table} .*: {column} {complaint}") as refused:
         run_of(source, target, tell=told.append).run()
     assert str(value) not in str(refused.value)
+    assert "acme.example" not in str(refused.value)
     assert "closed" not in {step.name for step in told}
     assert source.database.read(why_not_used) is None
 

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from given import AROUND, START, a_company, a_key, a_login, a_partner, a_signing_key
+from sqlalchemy import delete, insert
 
 from gatelodge.errors import CredentialRevoked, CredentialRotated, InvalidCredential, PartnerSuspended
 from gatelodge_server.core.model import DAY, HOUR, SECOND, KeyPurpose, PartnerStatus, SessionEnd
@@ -11,6 +12,7 @@ from gatelodge_server.core.ports import Acknowledgement, Reach, Refused
 from gatelodge_server.core.refusals import StepNotFound, TooManyRequests
 from gatelodge_server.core.revocations import VERIFIERS_MAX
 from gatelodge_server.store.store import SqlStore
+from gatelodge_server.store.tables import verifier
 
 ALL = 1000
 
@@ -240,6 +242,21 @@ async def test_there_is_room_for_so_many_and_those_who_are_there_stay(node, key)
     assert outcomes.count(Refused(TooManyRequests)) == 1
     assert await node.acknowledge_step(heard(names[0], 1)) is None
     assert (await node.count_reach(1, within=DAY, now=START)).acknowledged == 1
+
+
+async def test_for_the_last_place_that_many_ask_for_at_several_nodes_there_is_one(node, other_node, key, backend):
+    known = [{"id": f"known-{number}", "sequence": 0, "seen_at": START} for number in range(VERIFIERS_MAX - 1)]
+    backend.run(lambda connection: connection.execute(insert(verifier), known))
+    for number in range(20):
+        # Beside those who are there already, whose rows are locked: nobody waits for each other in a circle.
+        words = [(one, heard(f"new-{number}-{at}", 1)) for at, one in enumerate((node, other_node))]
+        words += [(one, heard(f"known-{at}", 1)) for one in (node, other_node) for at in range(10)]
+        outcomes = await asyncio.gather(*(one.acknowledge_step(word) for one, word in words))
+        assert outcomes[:2].count(None) == 1
+        assert outcomes[:2].count(Refused(TooManyRequests)) == 1
+        assert outcomes[2:] == [None] * 20
+        assert backend.count("verifier") == VERIFIERS_MAX
+        backend.run(lambda connection: connection.execute(delete(verifier).where(verifier.c.id.like("new-%"))))
 
 
 async def test_one_that_asks_two_nodes_at_once_is_one_and_is_there(node, other_node, key):

@@ -37,6 +37,7 @@ from gatelodge_server.mail.mailer import Mailer
 from gatelodge_server.mail.transports import DirectoryTransport, Login, SmtpTransport, Transport, delete_letters
 from gatelodge_server.settings import Settings
 from gatelodge_server.store.database import database_at
+from gatelodge_server.store.deployment import Marking
 from gatelodge_server.store.store import SqlStore
 from gatelodge_server.vault import Vault, system_entropy
 
@@ -83,7 +84,8 @@ class Lodge:
 def open_store(settings: Settings) -> SqlStore:
     """The store that the settings name."""
     database = database_at(settings.database, pool=settings.database_pool)
-    return SqlStore(database.driver(on_fault=lambda kind: log.error("store_unavailable", fault=kind)))
+    marking = Marking(settings.environment, settings.brand, settings.audience)
+    return SqlStore(database.driver(on_fault=_log_unavailable), marking=marking, on_fault=_log_unavailable)
 
 
 def assemble(
@@ -222,6 +224,10 @@ def _issuance(settings: Settings) -> _Issuance:
         "audience": settings.audience,
         "other_issuers": settings.other_issuers - {settings.public_url},
     }
+
+
+def _log_unavailable(fault: str) -> None:
+    log.error("store_unavailable", fault=fault)
 
 
 def _log_unopened(kid: str) -> None:

@@ -8,26 +8,39 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from sqlalchemy import Connection
 
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.settings import Settings, default_audience
-from gatelodge_server.store.database import database_at
-from gatelodge_server.store.deployment import Marking, find_issuer, find_marking, settle_marking
+from gatelodge_server.store.database import Database, database_at
+from gatelodge_server.store.deployment import (
+    Marking,
+    find_issuer,
+    find_marking,
+    keep_key_checks,
+    list_key_checks,
+    settle_marking,
+)
 from gatelodge_server.store.faults import DatabaseFault
 from gatelodge_server.store.migrate import SchemaTooNew, upgrade
 from gatelodge_server.store.relocation import why_not_used
 from gatelodge_server.store.signing import list_signing_keys
 from gatelodge_server.store.tiers import list_tiers
-from gatelodge_server.vault import MasterKeyFault, MasterKeys, Vault, system_entropy
+from gatelodge_server.vault import MasterKeyFault, MasterKeys, Vault, make_key_file, sync_directory, system_entropy
 
 MASTER_KEY_VARIABLE = "GATELODGE_MASTER_KEY"
 SMTP_PASSWORD_VARIABLE = "GATELODGE_SMTP_PASSWORD"  # noqa: S105 - a name
+_KEY_CHECK: Final = b"key-check"
 
 
 class StartFault(Exception):
     """The service cannot be started. The message says what to do."""
+
+
+class _OtherMasterKey(StartFault):
+    """The database is of another master key, for certain."""
 
 
 def system_clock() -> int:
@@ -39,7 +52,8 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Settings:
     """Make what a start needs and does not find: directory, master key, schema. The settings, with what the database knows.
 
     Raises ``StartFault``. A master key is made for an empty database only: a database that has lost its key is not opened with
-    another, nor one of an environment as if it were of another.
+    another, nor one of an environment as if it were of another. Of two starts that each make one at once, on two machines, the
+    first to reach the database has it; the other takes its own back.
     """
     if bool(settings.smtp_user) != (SMTP_PASSWORD_VARIABLE in environ):
         raise StartFault(f"the setting smtp_user and the variable {SMTP_PASSWORD_VARIABLE} go together")
@@ -47,15 +61,15 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Settings:
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         database = database_at(settings.database)
         database.make_room()
-        if MASTER_KEY_VARIABLE not in environ and not master_key_path(settings).exists():
-            if not database.is_new():
-                raise StartFault(
-                    f"{settings.database} is there, but its master key is not: put the key back at "
-                    f"{master_key_path(settings)} or into {MASTER_KEY_VARIABLE}"
-                )
-            MasterKeys.create(master_key_path(settings), system_entropy)
+        is_made = MASTER_KEY_VARIABLE not in environ and _make_master_key(settings, database)
         keys = load_master_keys(settings, environ)
-        return database.upgrade(lambda connection: _settle(connection, settings, keys))
+        try:
+            return database.upgrade(lambda connection: _settle(connection, settings, keys))
+        except _OtherMasterKey:
+            if is_made:  # nothing was sealed under it, and the next start would take it for the right one
+                master_key_path(settings).unlink()
+                sync_directory(settings.data)
+            raise
     except (MasterKeyFault, SchemaTooNew) as fault:
         raise StartFault(str(fault)) from fault
     except OSError as fault:
@@ -64,12 +78,28 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Settings:
         raise StartFault(f"{settings.database} cannot be used: {fault}") from fault
 
 
+def _make_master_key(settings: Settings, database: Database) -> bool:
+    """Make a key if there is none and the database is new; whether it was this start that made it."""
+    path = master_key_path(settings)
+    if path.exists():
+        return False
+    is_new = database.is_new()
+    if is_new:
+        return make_key_file(path, system_entropy)
+    if not path.exists():  # looked at again: whoever has just made the database here has made the key before
+        raise StartFault(
+            f"{settings.database} is there, but its master key is not: put the key back at {path} or into "
+            f"{MASTER_KEY_VARIABLE} (every machine that serves it needs a copy)"
+        )
+    return False
+
+
 def _settle(connection: Connection, settings: Settings, keys: MasterKeys) -> Settings:
     reason = why_not_used(connection)
     if reason is not None:
         raise StartFault(f"{settings.database} {reason}")
     upgrade(connection)
-    _try_master_keys(connection, keys)
+    _try_master_keys(connection, settings, keys)
     return _as_known(connection, settings)
 
 
@@ -102,15 +132,43 @@ def check_registration_tier(settings: Settings) -> None:
         raise StartFault(f"registration_tier: there is no tier {settings.registration_tier}, only {', '.join(tiers)}")
 
 
-def _try_master_keys(connection: Connection, keys: MasterKeys) -> None:
-    """Open what signs or will sign. What is only verified with needs no private half, so its master key may be gone."""
-    vault, now = Vault(keys, system_entropy), system_clock()
-    wrapped = [(key.kid, key.wrapped) for key in list_signing_keys(connection) if key.state(now) in {"current", "next"}]
+def _try_master_keys(connection: Connection, settings: Settings, keys: MasterKeys) -> None:
+    """See that the database is of one of these master keys; from now on it is of all of them, so that one may take over.
+
+    A key that was taken out of the list stays known to the database: another node may not have heard of its successor yet.
+    """
+    vault = Vault(keys, system_entropy)
     try:
-        for kid, sealed in wrapped:
-            vault.open(sealed, label=b"signing-key:" + kid.encode("ascii"))
+        check_master_keys(connection, vault)
     except ValueError as fault:
-        raise StartFault(f"the database was made under another master key than the present one: {fault}") from fault
+        raise _OtherMasterKey(
+            f"{settings.database}: the database was made under another master key than the present one: {fault}. Copy "
+            f"master.key of a node that serves it to {master_key_path(settings)}, or put its line into {MASTER_KEY_VARIABLE}"
+        ) from fault
+    keep_key_checks(connection, vault.seal_under_each(b"", label=_KEY_CHECK))
+
+
+def check_master_keys(connection: Connection, vault: Vault) -> None:
+    """Raise ``ValueError`` unless the database can be used with these master keys.
+
+    One of them must be the database's own, and what signs or will sign must open. What is only verified with needs no private
+    half, so its master key may be gone. A database of an earlier version, or a new one, is nobody's own yet.
+    """
+    checks = list_key_checks(connection)
+    if checks and not any(_opens(vault, sealed) for sealed in checks):
+        raise ValueError("it knows none of the present master keys")
+    now = system_clock()
+    for key in list_signing_keys(connection):
+        if key.state(now) in {"current", "next"}:
+            vault.open(key.wrapped, label=b"signing-key:" + key.kid.encode("ascii"))
+
+
+def _opens(vault: Vault, sealed: bytes) -> bool:
+    try:
+        vault.open(sealed, label=_KEY_CHECK)
+    except ValueError:
+        return False
+    return True
 
 
 def master_key_path(settings: Settings) -> Path:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, func, select, text
 
 from gatelodge_server.core.following import MAX_STALENESS
 from gatelodge_server.core.model import MINUTE, SECOND, Duration, KeyPurpose
-from gatelodge_server.deployment import load_master_keys, master_key_path, system_clock
+from gatelodge_server.deployment import check_master_keys, load_master_keys, master_key_path, system_clock
 from gatelodge_server.mail.transports import NotTaken, Patience, SmtpTransport
 from gatelodge_server.settings import Settings
 from gatelodge_server.store.address import SqliteAddress
@@ -195,8 +195,7 @@ def _check_schema(connection: Connection) -> str:
 def _check_signing_keys(connection: Connection, settings: Settings, environ: Mapping[str, str]) -> str:
     vault, now = Vault(load_master_keys(settings, environ), system_entropy), system_clock()
     keys = list_signing_keys(connection)
-    for key in (key for key in keys if key.state(now) in {"current", "next"}):  # the others are only verified with
-        vault.open(key.wrapped, label=b"signing-key:" + key.kid.encode("ascii"))
+    check_master_keys(connection, vault)
     states = [key.state(now) for key in keys]
     if {key.purpose for key in keys if key.state(now) == "current"} != set(KeyPurpose):
         raise _NotFine("none signs: start the server once")

@@ -7,12 +7,11 @@ top, restart, wait until nothing of the old one is alive, take the old line out.
 
 import base64
 import binascii
-import contextlib
 import hashlib
 import hmac
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -61,24 +60,32 @@ class MasterKeys:
 
     @classmethod
     def create(cls, path: Path, entropy: Entropy) -> "MasterKeys":
-        """Make a key and its file, or load the file if another process has been quicker.
-
-        The file is whole and on the disk before it has its name, so no crash leaves half a key.
-        """
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        line = base64.urlsafe_b64encode(entropy(_KEY_BYTES)).rstrip(b"=") + b"\n"
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):
-                os.link(draft, path)
-        finally:
-            draft.unlink()
-        sync_directory(path.parent)
+        """Make a key and its file, or load the file if another process has been quicker."""
+        make_key_file(path, entropy)
         return cls.load(path)
+
+
+def make_key_file(path: Path, entropy: Entropy) -> bool:
+    """Make a key and its file; ``False`` if another process has been quicker.
+
+    The file is whole and on the disk before it has its name, so no crash leaves half a key.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    line = base64.urlsafe_b64encode(entropy(_KEY_BYTES)).rstrip(b"=") + b"\n"
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return False
+    finally:
+        draft.unlink()
+        sync_directory(path.parent)
+    return True
 
 
 def sync_directory(path: Path) -> None:
@@ -135,6 +142,13 @@ class Vault:
         nonce = self._entropy(_NONCE_BYTES)
         return _key_id(master) + nonce + AESGCM(_derive(master, b"seal:" + label)).encrypt(nonce, plaintext, None)
 
+    def seal_under_each(self, plaintext: bytes, *, label: bytes) -> Mapping[bytes, bytes]:
+        """The same under every key, by the key's id."""
+        return {
+            key_id: Vault(MasterKeys((master,)), self._entropy).seal(plaintext, label=label)
+            for key_id, master in self._by_id.items()
+        }
+
     def open(self, sealed: bytes, *, label: bytes) -> bytes:
         """What was sealed with this label. Raises ``ValueError``."""
         key_id, rest = sealed[:_KEY_ID_BYTES], sealed[_KEY_ID_BYTES:]
@@ -157,4 +171,4 @@ def system_entropy(size: int) -> bytes:
     return os.urandom(size)
 
 
-__all__: Sequence[str] = ("MasterKeyFault", "MasterKeys", "Vault", "sync_directory", "system_entropy")
+__all__: Sequence[str] = ("MasterKeyFault", "MasterKeys", "Vault", "make_key_file", "sync_directory", "system_entropy")

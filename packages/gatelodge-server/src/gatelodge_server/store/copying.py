@@ -30,7 +30,7 @@ from sqlalchemy import (
 
 from gatelodge_server.store.faults import UnfitRow
 from gatelodge_server.store.sides import Snapshot
-from gatelodge_server.store.tables import AnyRow
+from gatelodge_server.store.tables import NAMED_BY, AnyRow
 
 Key: TypeAlias = tuple[Any, ...]
 Difference: TypeAlias = tuple[AnyRow | None, AnyRow | None]
@@ -120,17 +120,27 @@ def inspector(table: Table, dialect: str) -> Callable[[Sequence[AnyRow]], None]:
         return lambda _: None
     checks = [_check_of(column) for column in table.columns]
     names = [column.name for column in table.columns]
-    key_of = key_reader(table)
+    name_of = _namer(table)
 
     def look(rows: Sequence[AnyRow]) -> None:
         for row in rows:
             for name, check, value in zip(names, checks, row, strict=True):
                 complaint = check(value) if value is not None else None
                 if complaint is not None:
-                    words = ", ".join(str(_as_text(part)) for part in key_of(row))
-                    raise UnfitRow(f"{table.name} {ascii(words)[1:-1]}: {name} {complaint}")
+                    raise UnfitRow(f"{table.name} {name_of(row)}: {name} {complaint}")
 
     return look
+
+
+def _namer(table: Table) -> Callable[[AnyRow], str]:
+    """What names a row to whoever has to mend it: by its key, or by other columns if the key is somebody's address."""
+    columns = table.info.get(NAMED_BY, ())
+    places = [(name, list(table.columns.keys()).index(name)) for name in columns]
+    if not places:
+        key_of = key_reader(table)
+        return lambda row: ascii(", ".join(str(_as_text(part)) for part in key_of(row)))[1:-1]
+    # Numbers only. SQLite holds whatever it is given, so an address may stand there too.
+    return lambda row: ", ".join(f"{name} = {row[at] if isinstance(row[at], int) else '?'}" for name, at in places)
 
 
 def _check_of(column: Column[Any]) -> Callable[[Any], str | None]:

@@ -6,4 +6,4 @@ class DatabaseFault(Exception):
 
 
 class UnfitRow(Exception):
-    """Rows that a database cannot hold. The message names them by key or by rule, and says nothing else of what is in them."""
+    """Rows that a database cannot hold. The message names them by key (no address) or by rule, and says no more of them."""

@@ -1,22 +1,26 @@
 """What two nodes may do at once on a database that has more than one writer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import IntEnum
+from typing import Final
 
-from sqlalchemy import Connection, Table, func, insert, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Table, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+_INSERT: Final[Mapping[str, Callable[[Table], postgresql.Insert | sqlite.Insert]]] = {
+    "postgresql": postgresql.insert,
+    "sqlite": sqlite.insert,
+}
 
 
 def insert_unless_there(connection: Connection, table: Table, row: Mapping[str, object]) -> None:
-    """Insert a row, unless another node has just done so: its commit has been waited for then, and the row can be read.
+    """Insert a row, unless there is one with its primary key.
 
-    Databases have a clause for this, each its own. A savepoint is known to all of them, and is needed once in a row's life.
+    If another node is about to insert that, its commit is waited for. The row can be read afterwards, by any other statement:
+    each sees what was committed before it began. Whatever else is wrong with a row is a fault, as ever.
     """
-    try:
-        with connection.begin_nested():
-            connection.execute(insert(table), row)
-    except IntegrityError:
-        pass
+    new = _INSERT[connection.dialect.name](table).values(dict(row))
+    connection.execute(new.on_conflict_do_nothing(index_elements=table.primary_key.columns))
 
 
 class Turn(IntEnum):
@@ -27,6 +31,8 @@ class Turn(IntEnum):
     committed later. To be asked for when all rows are locked, so that whoever waits holds up nobody whom it waits for."""
     COUNTING_MAILS = 0x6761_7465_0003
     """Mails are counted, and one more is queued. To be asked for before anything is locked."""
+    COUNTING_VERIFIERS = 0x6761_7465_0004
+    """Verifiers are counted, and one more is let in. To be asked for before anything is locked."""
 
 
 def wait_for_turn(connection: Connection, turn: Turn) -> None:

@@ -23,7 +23,7 @@ from gatelodge_server.core.revocations import (
     signing_key_end,
 )
 from gatelodge_server.store.clock import StoreClock
-from gatelodge_server.store.races import insert_unless_there
+from gatelodge_server.store.races import Turn, insert_unless_there, wait_for_turn
 from gatelodge_server.store.tables import change, company, credential, partner, signing_key, verifier
 from gatelodge_server.store.trail import last_change, list_changes
 
@@ -150,6 +150,10 @@ def _step_before(connection: Connection, since: Instant) -> Change | None:
 def acknowledge_steps(connection: Connection, said: Sequence[Acknowledgement], store_now: StoreClock) -> list[Refused | None]:
     """Note what verifiers have applied. What one said last counts, also where that is less: it may have begun anew."""
     last, outcomes = last_change(connection), dict[int, Refused | None]()
+    names = {one.verifier for one in said}
+    if len(connection.execute(select(verifier.c.id).where(verifier.c.id.in_(names))).all()) < len(names):
+        # Before any row is locked. Those who are there already, which are nearly all, wait for nobody.
+        wait_for_turn(connection, Turn.COUNTING_VERIFIERS)
     # In one order everywhere, so that nodes do not wait for each other in a circle.
     for place, one in sorted(enumerate(said), key=lambda pair: (pair[1].verifier, pair[0])):
         outcomes[place] = Refused(StepNotFound) if one.sequence > last else _note(connection, one, store_now)
@@ -161,6 +165,7 @@ def _note(connection: Connection, said: Acknowledgement, store_now: StoreClock) 
     own = update(verifier).where(verifier.c.id == said.verifier).values(values)
     if connection.execute(own).rowcount:
         return None
+    wait_for_turn(connection, Turn.COUNTING_VERIFIERS)  # it is ours already, unless the row was deleted a moment ago
     if connection.execute(select(func.count()).select_from(verifier)).scalar_one() >= VERIFIERS_MAX:
         return Refused(TooManyRequests)
     insert_unless_there(connection, verifier, {"id": said.verifier, **values})

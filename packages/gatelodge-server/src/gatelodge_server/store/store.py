@@ -121,10 +121,23 @@ class Driver(Protocol):
 
 
 class SqlStore:
-    """The store over a driver. It is a ``ports.Store``."""
+    """The store over a driver. It is a ``ports.Store``.
 
-    def __init__(self, driver: Driver, *, store_now: StoreClock = store_now) -> None:
+    ``marking`` is what its node marks credentials with. While the database is marked otherwise, no partner is made and no
+    signing key is told, so that nothing is signed either; ``on_fault`` is told why.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        *,
+        store_now: StoreClock = store_now,
+        marking: deployment.Marking | None = None,
+        on_fault: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._driver = driver
+        self._marking = marking
+        self._on_fault = on_fault
         self.bell = driver.bell
         self.listen = driver.listen
         self._registering = asyncio.Lock()
@@ -150,6 +163,23 @@ class SqlStore:
         """Finish what has begun and let go of the database."""
         await self._driver.close()
 
+    def _marked(
+        self,
+        look: Callable[[Connection], deployment.Marking | None],
+        verb: Callable[Concatenate[Connection, Arguments], Result],
+    ) -> Callable[Concatenate[Connection, Arguments], Result]:
+        """``verb``, which raises ``Unavailable`` where ``look`` finds another marking than this node's."""
+
+        def run(connection: Connection, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            if self._marking is not None and (found := look(connection)) != self._marking:
+                now = "nothing" if found is None else ", ".join(found)
+                then = ", ".join(self._marking)
+                self._on_fault(f"the database is marked as {now}, this node was started as {then}: restart it")
+                raise Unavailable
+            return verb(connection, *args, **kwargs)
+
+        return run
+
     # sessions
 
     async def open_session(self, attempt: LoginAttempt) -> Opened | Refused:
@@ -170,7 +200,7 @@ class SqlStore:
     # partners and keys
 
     async def add_partner(self, partner: Partner, key: Credential, *, by: str) -> Done | Refused:
-        return await self._driver.write(partners.add_partner, partner, key, by)
+        return await self._driver.write(self._marked(deployment.hold_marking, partners.add_partner), partner, key, by)
 
     async def find_partner(self, partner_id: str) -> Partner | None:
         return await self._driver.read(partners.find_partner, partner_id)
@@ -279,7 +309,7 @@ class SqlStore:
     # signing keys
 
     async def list_signing_keys(self) -> Sequence[SigningKey]:
-        return await self._driver.read(signing.list_signing_keys)
+        return await self._driver.read(self._marked(deployment.find_marking, signing.list_signing_keys))
 
     async def establish_signing_keys(self, first: Sequence[SigningKey], *, now: Instant) -> Sequence[SigningKey]:
         return await self._driver.write(signing.establish_signing_keys, first, now)
@@ -378,7 +408,8 @@ class SqlStore:
         return await self._driver.write(registrations.claim_attempt, address, now)
 
     async def confirm_registration(self, confirmation: Confirmation) -> Confirmed | Refused:
-        return await self._driver.write(registrations.confirm_registration, confirmation)
+        confirm = self._marked(deployment.hold_marking, registrations.confirm_registration)
+        return await self._driver.write(confirm, confirmation)
 
     async def repeat_confirmation(self, address: str, challenge: Challenge, *, now: Instant) -> Confirmed | Refused:
         return await self._driver.write(registrations.repeat_confirmation, address, challenge, now)

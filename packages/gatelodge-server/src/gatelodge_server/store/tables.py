@@ -25,6 +25,9 @@ from sqlalchemy import (
 AnyRow: TypeAlias = Row[*tuple[Any, ...]]
 """A row of a query; its columns are read by name or taken apart."""
 
+NAMED_BY = "named by"
+"""Under this name a table whose key is personal says which columns its rows are called by in a message: numbers."""
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -45,6 +48,14 @@ deployment = Table(
     Column("environment", String(32), nullable=False),
     Column("brand", String(16), nullable=False),
     Column("audience", String(255), nullable=False),
+)
+
+key_check = Table(
+    "key_check",
+    metadata,
+    # One row for each master key that this database has been opened with: what only that key opens. It says nothing else.
+    Column("key_id", LargeBinary(4), primary_key=True),
+    Column("sealed", LargeBinary, nullable=False),
 )
 
 issuer = Table(
@@ -228,6 +239,7 @@ verification = Table(
     Column("day_failures", Integer, nullable=False),
     Column("credential_id", ForeignKey("credential.id"), index=True),
     Column("sealed", LargeBinary),
+    info={NAMED_BY: ("created_at", "expires_at")},
 )
 
 outbox = Table(
