@@ -8,7 +8,8 @@ Everything that is particular to PostgreSQL stands here, so that the verbs need 
 - what is known not to have been committed (a deadlock, a serialization failure, a connection that was lost before the commit)
   is done again while there is time. After a commit without an answer nobody knows, and the caller hears ``Unavailable``;
 - whoever appends to the change sequence says so (``NOTIFY``) as it commits. Every node listens. What is not heard is read all
-  the same: ``core/following.py`` does not rely on it.
+  the same: ``core/following.py`` does not rely on it;
+- what a server says is believed while it proves by commits that it leads (``store/leading.py``).
 """
 
 import asyncio
@@ -31,6 +32,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 from gatelodge.errors import Unavailable
 from gatelodge_server.store.address import PostgresAddress
 from gatelodge_server.store.faults import DatabaseFault
+from gatelodge_server.store.leading import NAME, PROOF, PROOF_PATIENCE, TRUST, UNPROVEN, Leader, NotLeadingError
 from gatelodge_server.store.trail import LAST_CHANGE
 
 Result = TypeVar("Result")
@@ -85,27 +87,49 @@ _SERVER_SETTINGS: Final = {
 }
 
 
-async def connect(address: PostgresAddress, *, application: str = "gatelodge") -> asyncpg.Connection:
+class ServerConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """A connection that knows its server (``leading.NAME``), and how often that had been doubted when it was made."""
+
+    __slots__ = ("doubts", "server")
+    doubts: int
+    server: str
+
+    def is_usable(self, leader: Leader) -> bool:
+        """Whether its server has not been doubted since."""
+        return self.doubts == leader.doubts(self.server)
+
+
+async def connect(
+    address: PostgresAddress, *, application: str = "gatelodge", leader: Leader | None = None
+) -> ServerConnection:
     """Connect to the server of an address that takes writes. Raises ``OSError``, ``TimeoutError`` or ``asyncpg``'s errors.
 
     Of several hosts the first that can be used is taken. None is waited for alone: a leader that is frozen, or that nothing
-    reaches, refuses nobody, and would take the time of all that stand behind it.
+    reaches, refuses nobody, and would take the time of all that stand behind it. One that ``leader`` doubts is taken if there
+    is no other.
     """
-    left, trying, faults = _each_host(address.url), set[asyncio.Task[asyncpg.Connection]](), list[BaseException]()
+    leader = leader or Leader(monotonic=time.monotonic)
+    left, trying, faults = _each_host(address.url), set[asyncio.Task[ServerConnection]](), list[BaseException]()
+    spare: list[ServerConnection] = []
     try:
         while left or trying:
             if left:
-                trying.add(asyncio.create_task(_connect_to(left.pop(0), address, application)))
+                trying.add(asyncio.create_task(_connect_to(left.pop(0), address, application, leader)))
             done, trying = await asyncio.wait(
                 trying, timeout=_HEAD_START if left else None, return_when=asyncio.FIRST_COMPLETED
             )
             found = [task.result() for task in done if task.exception() is None]
-            for another in found[1:]:
-                another.terminate()
-            if found:
-                return found[0]
+            spare += [one for one in found if leader.is_doubted(one.server)]
+            good = [one for one in found if one not in spare]
+            spare += good[1:]
+            if good:
+                return good[0]
             faults += [fault for task in done if (fault := task.exception()) is not None]
+        if spare:
+            return spare.pop()
     finally:
+        for another in spare:
+            another.terminate()
         for task in trying:
             task.cancel()
             task.add_done_callback(_let_go)
@@ -113,15 +137,23 @@ async def connect(address: PostgresAddress, *, application: str = "gatelodge") -
     raise min(faults, key=lambda fault: (not isinstance(fault, asyncpg.PostgresError), isinstance(fault, OSError)))
 
 
-async def _connect_to(url: str, address: PostgresAddress, application: str) -> asyncpg.Connection:
+async def _connect_to(url: str, address: PostgresAddress, application: str, leader: Leader) -> ServerConnection:
     states_target = "target_session_attrs" in parse_qs(urlsplit(url).query)
-    return await asyncpg.connect(
+    connection: ServerConnection = await asyncpg.connect(
         url,
         password=None if address.password is None else address.password.reveal(),
         timeout=_CONNECT_TIMEOUT,
         server_settings={**_SERVER_SETTINGS, "application_name": application},
+        connection_class=ServerConnection,
         **({} if states_target else {"target_session_attrs": "read-write"}),
     )
+    try:
+        connection.server = await connection.fetchval(NAME, timeout=_CONNECT_TIMEOUT)
+        connection.doubts = leader.doubts(connection.server)
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
 
 
 def _each_host(url: str) -> list[str]:
@@ -131,12 +163,12 @@ def _each_host(url: str) -> list[str]:
     return [url.replace(netloc, f"{user}{at}{host}", 1) for host in hosts.split(",")] if netloc else [url]
 
 
-def _let_go(task: asyncio.Task[asyncpg.Connection]) -> None:
+def _let_go(task: asyncio.Task[ServerConnection]) -> None:
     if not task.cancelled() and task.exception() is None:
         task.result().terminate()
 
 
-def postgres_engine(address: PostgresAddress, *, pool: int | None = None) -> AsyncEngine:
+def postgres_engine(address: PostgresAddress, *, pool: int | None = None, leader: Leader | None = None) -> AsyncEngine:
     """An engine for one event loop; it keeps at most ``pool`` connections, or none."""
     kept: dict[str, Any] = {"poolclass": NullPool}
     if pool is not None:
@@ -144,7 +176,7 @@ def postgres_engine(address: PostgresAddress, *, pool: int | None = None) -> Asy
         kept["pool_timeout"] = PATIENCE
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=lambda: connect(address),
+        async_creator=lambda: connect(address, leader=leader),
         hide_parameters=True,  # no value of a row in an error or a log
         **kept,
     )
@@ -238,16 +270,29 @@ class PostgresDriver:
     at_once = 3
     """While the server works at some, this process makes others of them: measured, more than three gain little."""
 
-    def __init__(self, address: PostgresAddress, *, on_fault: Callable[[str], None], pool: int = 8) -> None:
+    def __init__(
+        self,
+        address: PostgresAddress,
+        *,
+        on_fault: Callable[[str], None],
+        pool: int = 8,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._address = address
         self._on_fault = on_fault
-        self._engine = postgres_engine(address, pool=pool)
+        self._monotonic = monotonic
+        self._leader = Leader(monotonic=monotonic)
+        self._proving = asyncio.Lock()
+        self._renewing: asyncio.Task[None] | None = None
+        self._engine = postgres_engine(address, pool=pool, leader=self._leader)
         self._reading = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._under_way: set[asyncio.Task[Any]] = set()
         self._rung = 0
 
     def bell(self) -> int:
-        """A number that has become another since a change was committed here, or was heard of."""
+        """A number that has become another since a change was committed here, was heard of, or may have been missed."""
+        if self._leader.has_lapsed():
+            self._ring()
         return self._rung
 
     async def listen(self) -> None:
@@ -268,16 +313,15 @@ class PostgresDriver:
     @contextlib.asynccontextmanager
     async def _listening(self) -> AsyncIterator[asyncio.Event]:
         """A connection that listens, and what is set when it is lost. Nothing tells of a peer that vanished: it is asked."""
-        connection = await connect(self._address, application="gatelodge-listen")
+        connection = await connect(self._address, application="gatelodge-listen", leader=self._leader)
         lost = asyncio.Event()
 
         async def prove() -> None:
-            try:
-                while True:
+            with contextlib.suppress(*FAULTS):
+                while connection.is_usable(self._leader):
                     await asyncio.sleep(_PROOF_OF_LIFE)
                     await connection.fetchval("SELECT 1", timeout=_CONNECT_TIMEOUT)
-            except FAULTS:
-                lost.set()
+            lost.set()
 
         proving = asyncio.create_task(prove())
         try:
@@ -309,12 +353,25 @@ class PostgresDriver:
         **kwargs: Arguments.kwargs,
     ) -> Result:
         """Run ``verb``, which only reads, over one snapshot. Raises ``Unavailable``."""
-        return await self._transact(self._reading, lambda connection: verb(connection, *args, **kwargs))
+        since = self._monotonic() - TRUST
+        return await self._transact(self._reading, lambda connection: verb(connection, *args, **kwargs), since=since)
 
-    async def _transact(self, engine: AsyncEngine, verb: Callable[[Connection], Result]) -> Result:
+    async def read_current(
+        self,
+        verb: Callable[Concatenate[Connection, Arguments], Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """The same, where what it says must have been so when this was asked."""
+        since = self._monotonic()
+        return await self._transact(self._reading, lambda connection: verb(connection, *args, **kwargs), since=since)
+
+    async def _transact(
+        self, engine: AsyncEngine, verb: Callable[[Connection], Result], *, since: float | None = None
+    ) -> Result:
         if len(self._under_way) >= _LONGEST:
             raise Unavailable
-        progress = _Progress(asyncio.get_running_loop().time() + PATIENCE)
+        progress = _Progress(asyncio.get_running_loop().time() + PATIENCE, since)
         task = asyncio.create_task(self._try(engine, verb, progress))
         self._under_way.add(task)
         task.add_done_callback(self._end)
@@ -347,9 +404,11 @@ class PostgresDriver:
     async def _once(self, engine: AsyncEngine, verb: Callable[[Connection], Result], progress: "_Progress") -> Result:
         try:
             async with asyncio.timeout_at(progress.deadline):
-                connecting = await engine.connect()
+                connecting = await self._connect(engine)
             async with contextlib.aclosing(connecting) as connection:
                 async with asyncio.timeout_at(progress.deadline):
+                    if progress.since is not None:
+                        await self._assure(connection, progress.since)
                     await connection.begin()
                     outcome, has_changed = await connection.run_sync(_run_verb, verb)
                     if has_changed:
@@ -365,6 +424,61 @@ class PostgresDriver:
             self._ring()
         return outcome
 
+    async def _connect(self, engine: AsyncEngine) -> AsyncConnection:
+        while True:
+            connection = await engine.connect()
+            if _raw(connection).is_usable(self._leader):
+                return connection
+            await _throw_away(connection)
+
+    async def _assure(self, connection: AsyncConnection, since: float) -> None:
+        """Have the server of a connection prove that it leads, unless it has since then. Raises ``NotLeadingError``."""
+        raw = _raw(connection)
+        if self._leader.has_proved(raw.server, since=since):
+            if self._leader.is_due() and self._renewing is None:
+                self._renewing = asyncio.create_task(self._renew())
+                self._under_way.add(self._renewing)
+                self._renewing.add_done_callback(self._end)
+            return
+        async with self._proving:
+            if self._leader.has_proved(raw.server, since=since):
+                return
+            try:
+                await self._prove(raw)
+            except BaseException:
+                await _throw_away(connection)
+                raise
+
+    async def _prove(self, raw: ServerConnection) -> None:
+        if not raw.is_usable(self._leader):
+            raise NotLeadingError("somebody else has waited for its proof in vain")
+        asked_at = self._monotonic()
+        asking = asyncio.create_task(raw.execute(PROOF))
+        try:
+            await asyncio.wait((asking,), timeout=PROOF_PATIENCE)
+        except asyncio.CancelledError:
+            self._on_fault(UNPROVEN)  # whoever asked hears only that its time is over
+            raise
+        finally:
+            if not asking.done():
+                self._leader.doubt(raw.server)
+                raw.terminate()  # not cancelled, as in `commit`
+                asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+        if not asking.done():
+            raise NotLeadingError(UNPROVEN)
+        asking.result()
+        if self._leader.note(raw.server, asked_at=asked_at):
+            self._ring()  # what was heard from the one before may be older than thought
+
+    async def _renew(self) -> None:
+        try:
+            async with asyncio.timeout(PATIENCE), contextlib.aclosing(await self._connect(self._engine)) as connection:
+                await self._assure(connection, self._monotonic())
+        except FAULTS as fault:
+            self._on_fault(say(fault))
+        finally:
+            self._renewing = None
+
     async def close(self) -> None:
         """Finish what has begun and let go of the connections."""
         if self._under_way:
@@ -374,10 +488,28 @@ class PostgresDriver:
 
 @dataclass(slots=True)
 class _Progress:
-    """Until when a transaction has to have reached its commit, by the loop's clock, and whether it has."""
+    """Until when a transaction has to have reached its commit, by the loop's clock, and whether it has.
+
+    ``since``: a reading needs a proof that its server leads that was asked for at this moment or later.
+    """
 
     deadline: float
+    since: float | None = None
     is_committing: bool = False
+
+
+def _raw(connection: AsyncConnection) -> ServerConnection:
+    assert connection.sync_connection is not None  # noqa: S101 - it is connected
+    raw = connection.sync_connection.connection.driver_connection
+    assert isinstance(raw, ServerConnection)  # noqa: S101 - as the engine makes them
+    return raw
+
+
+async def _throw_away(connection: AsyncConnection) -> None:
+    """End a connection, and let the pool know."""
+    _raw(connection).terminate()
+    await connection.invalidate()
+    await connection.close()
 
 
 async def commit(connection: AsyncConnection) -> None:

@@ -203,6 +203,9 @@ class SqliteDriver:
         """Run ``verb``, which only reads, over one snapshot. Raises ``Unavailable``."""
         return await self._in_line(self._reading, self._reader, verb, *args, **kwargs)
 
+    read_current = read
+    """There is one file, and whoever reads it sees what was committed before."""
+
     def _tell_late(self) -> None:
         self._on_fault("no turn in time")
 

@@ -104,7 +104,16 @@ class Driver(Protocol):
         *args: Arguments.args,
         **kwargs: Arguments.kwargs,
     ) -> Result:
-        """Run ``verb``, which only reads. Raises ``Unavailable``."""
+        """Run ``verb``, which only reads; what it says is less old than the maximum staleness. Raises ``Unavailable``."""
+        ...
+
+    async def read_current(
+        self,
+        verb: Callable[Concatenate[Connection, Arguments], Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """The same; what it says was so when this was asked, or later. Raises ``Unavailable``."""
         ...
 
     def bell(self) -> int:
@@ -150,7 +159,7 @@ class SqlStore:
         self._lease: Batch[QuotaAsk, Lease | None] = many(lambda all_: driver.write(quotas.lease_quotas, all_, store_now))
         self._store_now = store_now
         self._read_revocations: Batch[tuple[int, int], Tail] = Batch(
-            lambda all_: driver.read(revocations.read_revocations, all_)
+            lambda all_: driver.read_current(revocations.read_revocations, all_)
         )
         self._count_reach: Batch[tuple[int, Duration, Instant], Reach] = Batch(
             lambda all_: driver.read(revocations.count_reach, all_, store_now)
@@ -384,7 +393,7 @@ class SqlStore:
         return await self._read_revocations((after, limit))
 
     async def begin_revocations(self, *, since: Instant, after: tuple[str, str] | None, limit: int) -> Beginning:
-        return await self._driver.read(revocations.begin_revocations, since, after, limit)
+        return await self._driver.read_current(revocations.begin_revocations, since, after, limit)
 
     async def acknowledge_step(self, acknowledgement: Acknowledgement) -> Refused | None:
         return await self._acknowledge(acknowledgement)
