@@ -18,6 +18,10 @@ from gatelodge_server.store.store import SqlStore
 from gatelodge_server.store.tables import metadata
 
 
+def by_the_asker(_):
+    """A store's clock that is none: each verb goes by the time that it is told, so that a test may say what time it is."""
+
+
 async def until(condition):
     """Return when something is so."""
     async with asyncio.timeout(10):
@@ -36,9 +40,9 @@ class Backend:
     def driver(self):
         return self.database.driver(on_fault=self.faults.append)
 
-    def open(self):
+    def open(self, **changes):
         """A node's store: its own driver and connections."""
-        return SqlStore(self.driver())
+        return SqlStore(self.driver(), **changes)
 
     def run(self, verb):
         """Run ``verb`` in a transaction of somebody else's."""

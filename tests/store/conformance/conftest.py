@@ -1,7 +1,11 @@
-"""Every case of this directory runs on every backend. There is no way to opt out: a backend is a line in ``BACKENDS``."""
+"""Every case of this directory runs on every backend. There is no way to opt out: a backend is a line in ``BACKENDS``.
+
+Its stores go by the clock of whoever asks, so that a case may say what time it is. What they do by the database's clock is in
+``test_clock.py``, one directory up.
+"""
 
 import pytest
-from backends import BACKENDS
+from backends import BACKENDS, by_the_asker
 from given import a_company, a_key, a_partner
 
 from gatelodge_server.core.ports import Created, Done
@@ -14,7 +18,8 @@ def backend(request, tmp_path):
 
 @pytest.fixture
 async def store(backend):
-    node = backend.open()
+    """A node's store."""
+    node = backend.open(store_now=by_the_asker)
     yield node
     await node.close()
 
@@ -22,7 +27,7 @@ async def store(backend):
 @pytest.fixture
 async def other_node(backend):
     """A second store on the same database, as another node has it."""
-    node = backend.open()
+    node = backend.open(store_now=by_the_asker)
     yield node
     await node.close()
 

@@ -7,7 +7,7 @@ import asyncio
 import json
 import sys
 
-from backends import backend_at
+from backends import backend_at, by_the_asker
 from given import START, WEEK
 
 from gatelodge_server.core.ports import RefreshAttempt
@@ -21,7 +21,7 @@ def attempts(asked):
 
 
 async def contend(asked):
-    store = backend_at(asked["address"]).open()
+    store = backend_at(asked["address"]).open(store_now=by_the_asker)
     await store.ping()
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.readline)

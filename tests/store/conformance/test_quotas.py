@@ -7,6 +7,7 @@ import asyncio
 from random import Random
 
 import pytest
+from backends import by_the_asker
 from given import AROUND, START, a_company, a_key, a_partner, a_replay, a_signing_key, a_token
 from sqlalchemy import Engine, event, select
 
@@ -14,17 +15,13 @@ from gatelodge.errors import Unavailable
 from gatelodge_server.core.model import DAY, HOUR, KeyPurpose, Tier
 from gatelodge_server.core.ports import Done, LastUse, QuotaAsk, Refused, UsageMark
 from gatelodge_server.core.refusals import IdempotencyKeySpent
-from gatelodge_server.store.clock import store_now
+from gatelodge_server.store.clock import going_by, store_now
 from gatelodge_server.store.quotas import lease_quotas, note_usage
 from gatelodge_server.store.store import SqlStore
 from gatelodge_server.store.tables import quota
 
 STARTER = Tier("starter", 100, 1_000)
 HOUR_AT, DAY_AT = START - START % HOUR, START - START % DAY
-
-
-def by_the_asker(_):
-    """A store's clock for tests: there is none."""
 
 
 @pytest.fixture
@@ -231,7 +228,7 @@ async def test_whoever_locks_several_rows_locks_them_in_the_order_of_their_keys(
     driver = backend.driver()
     for want in (1, 2):  # the first makes the rows
         asks = [an_ask(want, partner_id=name) for name in names]
-        leases = await driver.write(lease_quotas, asks, by_the_asker)
+        leases = await driver.write(going_by(by_the_asker, lease_quotas), asks)
         assert [lease.granted for lease in leases] == [want] * 3
     await driver.close()
     uses = [LastUse("token", token.id, START, "") for token in tokens] + [
@@ -261,7 +258,8 @@ async def test_nodes_that_lease_for_the_same_partners_and_note_their_usage_do_no
         dice = Random(at)
         for _ in range(10):
             some = dice.sample(range(6), 4)
-            await driver.write(lease_quotas, [an_ask(1, partner_id=names[which]) for which in some], by_the_asker)
+            asks = [an_ask(1, partner_id=names[which]) for which in some]
+            await driver.write(going_by(by_the_asker, lease_quotas), asks)
             uses = [LastUse("key", keys[which], START, "") for which in some]
             await driver.write(note_usage, [a_mark(1, 0, partner_id=names[which]) for which in some], uses)
 

@@ -70,14 +70,15 @@ class Housekeeping:
 
     async def go_round(self) -> int:
         """Look at every session once; how many were deleted."""
-        now = self._clock()
+        # What one node thinks is over another may still need: none of them goes by its own clock.
+        now = await self._store.tell_time(now=self._clock())
         await self._store.forget_replays(now=now)
         await self._store.retire_unneeded_keys(now=now)
         await self._store.forget_verifiers(away_for=AWAY_FOR, now=now)
         if now - self._usage_forgotten_at >= HOUR:  # it is kept by the hour, so no other rows are too old before the next
             await self._store.forget_usage(before=now - USAGE_KEPT)
             await self._store.purge_mails(ended_before=now - ENDED_MAILS_KEPT, now=now)
-            await asyncio.to_thread(self._delete_letters, now - ENDED_MAILS_KEPT)
+            await asyncio.to_thread(self._delete_letters, self._clock() - ENDED_MAILS_KEPT)  # files are dated by this machine
             self._usage_forgotten_at = now
         deleted, after = 0, None
         while True:

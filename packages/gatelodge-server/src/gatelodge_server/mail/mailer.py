@@ -9,7 +9,7 @@ from typing import Final
 
 from gatelodge.errors import Unavailable
 from gatelodge_server.core.mails import mail_secret_label, next_attempt_at
-from gatelodge_server.core.model import SECOND, Clock, Duration
+from gatelodge_server.core.model import SECOND, Clock, Duration, Instant
 from gatelodge_server.core.ports import Deferred, GivenUp, Mail, MailOutcome, RegistrationStore, Sealer, Sent
 from gatelodge_server.core.secrets import Secret
 from gatelodge_server.log import log
@@ -110,7 +110,7 @@ class Mailer:
         _report(mail, outcome)
         while True:
             try:
-                await self._store.settle_mail(mail.id, outcome, now=self._clock())
+                await self._store.settle_mail(mail.id, outcome, now=self._now(mail))
             except Unavailable:
                 await asyncio.sleep(self._poll)  # or a mail that was sent would be sent again
             except Exception as mistake:  # noqa: BLE001 - its claim lapses, and it is tried again
@@ -120,7 +120,7 @@ class Mailer:
                 return
 
     async def _try(self, mail: Mail) -> MailOutcome:
-        if self._clock() >= mail.expires_at:
+        if self._now(mail) >= mail.expires_at:
             return GivenUp("its time was over")
         code: Secret | None = None
         try:
@@ -137,6 +137,10 @@ class Mailer:
             return self._deferred(mail, type(mistake).__qualname__)
         return Sent()
 
+    def _now(self, mail: Mail) -> Instant:
+        """The time by the clock that the mail's instants are of."""
+        return self._clock() + mail.ahead
+
     def _open(self, mail: Mail) -> Secret | None:
         if mail.sealed is None:
             return None
@@ -146,7 +150,7 @@ class Mailer:
             raise Undeliverable("its code was sealed under a master key that is gone") from fault
 
     def _deferred(self, mail: Mail, fault: str) -> MailOutcome:
-        due_at = next_attempt_at(mail.attempts, now=self._clock())
+        due_at = next_attempt_at(mail.attempts, now=self._now(mail))
         return Deferred(due_at, fault) if due_at < mail.expires_at else GivenUp(fault)
 
 

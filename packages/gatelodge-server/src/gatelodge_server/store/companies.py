@@ -8,12 +8,13 @@ from sqlalchemy import Connection, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from gatelodge_server.core.companies import canonical_tax_number
+from gatelodge_server.core.credentials import judge_standing
 from gatelodge_server.core.model import Company, CompanyDetails, Credential, EndCause, Instant
 from gatelodge_server.core.ports import CompanyOutcome, Created, Done, Refused, Replay, Replayed
-from gatelodge_server.core.refusals import CompanyExists, CompanyNotFound
-from gatelodge_server.store.keys import CREDENTIALS, credential_of, end_keys, insert_key
+from gatelodge_server.core.refusals import CompanyExists, CompanyNotFound, IdempotencyKeySpent
+from gatelodge_server.store.keys import CREDENTIALS, credential_of, end_keys, find_keys, insert_key
 from gatelodge_server.store.replays import find_replay, keep_replay
-from gatelodge_server.store.tables import AnyRow, company, credential, partner, replay
+from gatelodge_server.store.tables import AnyRow, company, credential, partner
 from gatelodge_server.store.trail import append_audit, append_change
 
 _DETAILS = tuple(field.name for field in fields(CompanyDetails))
@@ -31,6 +32,9 @@ def _find_replay(connection: Connection, asked: Replay | None, now: Instant) -> 
     known = find_replay(connection, asked, now)
     if known is None or isinstance(known, Refused):
         return known
+    made = find_keys(connection, [known.credential_id])[0]
+    if made is None or judge_standing(made, now) is not None:
+        return Refused(IdempotencyKeySpent)  # a key that lets nobody in is not worth telling
     return Replayed(UUID(bytes=known.company_id), known.sealed)
 
 
@@ -53,7 +57,7 @@ def create_company(connection: Connection, new: Company, key: Credential, asked:
         # Perhaps the same request, done by another node since it was looked for.
         return _find_replay(connection, asked, new.created_at) or Refused(CompanyExists)
     insert_key(connection, key)
-    keep_replay(connection, asked, key)
+    keep_replay(connection, asked, key, new.created_at)
     now, subject = new.created_at, str(new.id)
     append_audit(connection, "company.created", now=now, by=by, subject=subject, partner_id=new.partner_id, detail=key.masked)
     return Created(new.id, append_change(connection, "company", subject, now))
@@ -91,7 +95,7 @@ def roll_company_key(
         return Refused(CompanyNotFound)
     live = _keys_alive(connection, company_id, ends_at)
     insert_key(connection, replacement)
-    keep_replay(connection, asked, replacement)
+    keep_replay(connection, asked, replacement, now)
     detail = replacement.masked
     end_keys(connection, live, ends_at=ends_at, cause=EndCause.ROTATED, now=now, by=by, detail=detail)
     return Created(company_id, append_change(connection, "company", str(company_id), now))
@@ -99,9 +103,6 @@ def roll_company_key(
 
 def delete_company(connection: Connection, partner_id: str, company_id: UUID, now: Instant, by: str) -> Done | Refused:
     """End a company with its keys."""
-    # Replays are locked before companies (``keys.py``). Nobody but the partner itself asks for these answers.
-    of_partner = select(company.c.id).where(company.c.id == company_id.bytes, company.c.partner_id == partner_id)
-    connection.execute(update(replay).where(replay.c.company_id.in_(of_partner)).values(sealed=None))
     if not _lock_company(connection, partner_id, company_id):
         return Refused(CompanyNotFound)
     connection.execute(update(company).where(company.c.id == company_id.bytes).values(deleted_at=now))

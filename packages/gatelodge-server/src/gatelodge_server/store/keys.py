@@ -19,6 +19,7 @@ from gatelodge_server.core.model import HOUR, Credential, EndCause, Holder, Inst
 from gatelodge_server.core.ports import Done, Refused, Replay, Rolled, RolledBefore, RolledTooOften
 from gatelodge_server.core.refusals import IdempotencyKeySpent, KeyEnded, KeyNotFound, NotAllowed, PartnerDeactivated
 from gatelodge_server.core.registration import KEYS_AN_HOUR
+from gatelodge_server.store.clock import STORE_TIME
 from gatelodge_server.store.outbox import queue_notice
 from gatelodge_server.store.replays import find_replay, keep_replay
 from gatelodge_server.store.tables import AnyRow, company, credential, partner, replay, tier, verification
@@ -43,7 +44,7 @@ WITH_HOLDER = credential.join(partner, partner.c.id == credential.c.partner_id).
 )
 _STANDINGS = select(*STANDING_COLUMNS).select_from(WITH_HOLDER).where(credential.c.id.in_(bindparam("ids", expanding=True)))
 _IS_NOT_REVOKED = or_(credential.c.end_cause.is_(None), credential.c.end_cause != EndCause.REVOKED.value)
-_PRESENTED = _STANDINGS.where(credential.c.digest.in_(bindparam("digests", expanding=True)))
+_PRESENTED = _STANDINGS.add_columns(STORE_TIME).where(credential.c.digest.in_(bindparam("digests", expanding=True)))
 CREDENTIALS = select(
     credential.c.id,
     credential.c.kind,
@@ -93,7 +94,7 @@ def credential_of(row: Sequence[Any]) -> Credential:
 
 
 def read_presented(connection: Connection, presented: Iterable[tuple[str, bytes]]) -> dict[str, AnyRow]:
-    """The rows of those keys that were presented with their digest, by id: ``STANDING_COLUMNS``.
+    """The rows of those keys that were presented with their digest, by id: ``STANDING_COLUMNS`` and ``STORE_TIME``.
 
     A wrong secret for a known id finds nothing, as an unknown id does, and so takes no longer. That the database compares the
     digests in its own time tells nothing: nobody can make a secret whose digest begins as another's does.
@@ -247,7 +248,7 @@ def roll_own_key(
         return RolledTooOften(again_at)
     fresh, by = replace(replacement, partner_id=old.partner_id), f"partner:{old.partner_id}"
     insert_key(connection, fresh)
-    keep_replay(connection, asked, fresh)
+    keep_replay(connection, asked, fresh, now)
     done = end_keys(connection, [old], ends_at=ends_at, cause=EndCause.ROTATED, now=now, by=by, detail=fresh.masked)
     tell_of_rotation(connection, old, fresh, ends_at=ends_at, now=now, sequence=done.sequence)
     return Rolled(old.partner_id, _tier_called(connection, standing.holder.tier), done.sequence)

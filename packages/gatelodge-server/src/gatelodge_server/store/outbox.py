@@ -8,8 +8,10 @@ from typing import NamedTuple
 from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, update
 
 from gatelodge_server.core.mails import CODES, IS_LAST, NOTICE_TTL, NOTICES_AN_HOUR
-from gatelodge_server.core.model import HOUR, Instant, MailKind
+from gatelodge_server.core.model import HOUR, Duration, Instant, MailKind
 from gatelodge_server.core.ports import Deferred, GivenUp, Mail, MailOutcome
+from gatelodge_server.store.clock import STORE_TIME, time_of
+from gatelodge_server.store.races import unheld
 from gatelodge_server.store.tables import AnyRow, outbox, partner
 
 _FAULT_LENGTH = 200
@@ -54,13 +56,17 @@ def queue_notice(
     moment is part of it because a database that was restored from a backup counts the same steps again.
 
     Of one kind a partner is told ``NOTICES_AN_HOUR`` times in an hour, the last time with the fact ``IS_LAST``; what happens
-    more often is in the audit trail only.
+    more often is in the audit trail only. Whose hour it is says the store's clock, and so it does when `endsAt` is.
     """
-    row = connection.execute(select(partner.c.name, partner.c.contact_email).where(partner.c.id == partner_id)).one()
-    told = _count_recent(connection, kind, partner_id, row.contact_email, now)
+    holder = select(partner.c.name, partner.c.contact_email, STORE_TIME).where(partner.c.id == partner_id)
+    row = connection.execute(holder).one()
+    queued_at = time_of(connection, now, read=row.store_time)
+    told = _count_recent(connection, kind, partner_id, row.contact_email, queued_at)
     if told >= NOTICES_AN_HOUR:
         return
     is_last = {IS_LAST: "yes"} if told == NOTICES_AN_HOUR - 1 else {}
+    if "endsAt" in facts:
+        facts = {**facts, "endsAt": str(int(facts["endsAt"]) - now + queued_at)}
     subject = f"{kind.value}\0{partner_id}\0{sequence}\0{now}".encode()
     queue_mail(
         connection,
@@ -70,8 +76,8 @@ def queue_notice(
             recipient=row.contact_email,
             facts={"partnerId": partner_id, "displayName": row.name, **facts, **is_last},
             sealed=None,
-            created_at=now,
-            expires_at=now + NOTICE_TTL,
+            created_at=queued_at,
+            expires_at=queued_at + NOTICE_TTL,
         ),
     )
 
@@ -88,20 +94,22 @@ def claim_mails(connection: Connection, limit: int, now: Instant, until: Instant
 
     Codes go first: they die within minutes, and no number of notices may keep them waiting for that long.
     """
-    due = _MAIL.where(outbox.c.ended_at.is_(None), outbox.c.due_at <= now)
+    claimed_at = time_of(connection, now)
+    ahead = claimed_at - now
+    due = _MAIL.where(outbox.c.ended_at.is_(None), outbox.c.due_at <= claimed_at)
     # Nodes that claim at once pass over what the other is about to take.
     due = due.order_by(_CODES_FIRST, outbox.c.due_at, outbox.c.created_at, outbox.c.id)
     due = due.limit(limit).with_for_update(skip_locked=True)
-    mails = [_mail_of(row) for row in connection.execute(due)]
+    mails = [_mail_of(row, ahead) for row in connection.execute(due)]
     if mails:
         claimed = update(outbox).where(outbox.c.id.in_([mail.id for mail in mails]))
-        connection.execute(claimed.values(due_at=until, attempts=outbox.c.attempts + 1))
+        connection.execute(claimed.values(due_at=until + ahead, attempts=outbox.c.attempts + 1))
     return mails
 
 
-def _mail_of(row: AnyRow) -> Mail:
+def _mail_of(row: AnyRow, ahead: Duration) -> Mail:
     id_, kind, recipient, facts, sealed, created_at, expires_at, attempts = row
-    return Mail(id_, MailKind(kind), recipient, json.loads(facts), sealed, created_at, expires_at, attempts + 1)
+    return Mail(id_, MailKind(kind), recipient, json.loads(facts), sealed, created_at, expires_at, attempts + 1, ahead)
 
 
 def settle_mail(connection: Connection, mail_id: bytes, outcome: MailOutcome, now: Instant) -> None:
@@ -135,5 +143,6 @@ def find_backlog(connection: Connection) -> Backlog:
 def purge_mails(connection: Connection, ended_before: Instant, now: Instant) -> None:
     """Delete mails that have been over since ``ended_before``; blank the secrets of those that nobody needs any more."""
     is_stale = and_(outbox.c.ended_at.is_(None), outbox.c.expires_at <= ended_before)
-    connection.execute(delete(outbox).where(or_(outbox.c.ended_at <= ended_before, is_stale)))
-    connection.execute(update(outbox).where(outbox.c.expires_at <= now, outbox.c.sealed.is_not(None)).values(sealed=None))
+    connection.execute(delete(outbox).where(unheld(outbox, or_(outbox.c.ended_at <= ended_before, is_stale))))
+    is_spent = and_(outbox.c.expires_at <= now, outbox.c.sealed.is_not(None))
+    connection.execute(update(outbox).where(unheld(outbox, is_spent)).values(sealed=None))

@@ -12,9 +12,9 @@ from sqlalchemy import Connection, Table, and_, bindparam, delete, or_, select, 
 from gatelodge_server.core.model import Instant, Tier
 from gatelodge_server.core.ports import LastUse, Lease, QuotaAsk, UsageMark
 from gatelodge_server.core.quotas import UNOPENED, Window, Windows, judge_ask
-from gatelodge_server.store.clock import StoreClock
+from gatelodge_server.store.clock import shared_now
 from gatelodge_server.store.keys import forget_answers, note_first_use
-from gatelodge_server.store.races import insert_unless_there
+from gatelodge_server.store.races import insert_unless_there, unheld
 from gatelodge_server.store.tables import access_token, credential, partner, quota, tier, usage
 
 _ALLOWED = (
@@ -65,7 +65,7 @@ def _move_last_use(table: Table) -> Any:  # noqa: ANN401 - SQLAlchemy's own name
 _MOVE: Final = {"key": _move_last_use(credential), "token": _move_last_use(access_token)}
 
 
-def lease_quotas(connection: Connection, asks: Sequence[QuotaAsk], store_now: StoreClock) -> list[Lease | None]:
+def lease_quotas(connection: Connection, asks: Sequence[QuotaAsk]) -> list[Lease | None]:
     """Lock the rows, see what time it is, judge the asks one after the other, write what has changed.
 
     Two asks of one partner in one batch are judged in order, the second against what the first has made of the row.
@@ -77,7 +77,7 @@ def lease_quotas(connection: Connection, asks: Sequence[QuotaAsk], store_now: St
         if has_row is None:
             insert_unless_there(connection, quota, {"partner_id": partner_id, **_row_of(UNOPENED)})
     found = {row[0]: Windows(Window(*row[1:5]), Window(*row[5:])) for row in connection.execute(_LOCK, {"ids": ids})}
-    now = store_now(connection)
+    now = shared_now(connection)
     leases: list[Lease | None] = []
     changed: dict[str, Windows] = {}
     for ask in asks:
@@ -147,4 +147,5 @@ def list_usage(connection: Connection, partner_id: str, since: Instant) -> Seque
 def forget_usage(connection: Connection, before: Instant) -> None:
     """Drop the usage of hours that began before a moment. By partner, so that the primary key finds them."""
     everybody = select(partner.c.id)
-    connection.execute(delete(usage).where(usage.c.partner_id.in_(everybody), usage.c.hour_starts_at < before))
+    over = unheld(usage, usage.c.partner_id.in_(everybody), usage.c.hour_starts_at < before)
+    connection.execute(delete(usage).where(over))

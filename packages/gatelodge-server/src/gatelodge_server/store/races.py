@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Final
 
-from sqlalchemy import Connection, Table, func, select
+from sqlalchemy import ColumnElement, Connection, Table, func, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
 _INSERT: Final[Mapping[str, Callable[[Table], postgresql.Insert | sqlite.Insert]]] = {
@@ -39,3 +39,20 @@ def wait_for_turn(connection: Connection, turn: Turn) -> None:
     """From here to its commit nobody else has this turn. SQLite has one writer anyway."""
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(turn.value)))
+
+
+def take_turn(connection: Connection, turn: Turn) -> bool:
+    """The same for whoever does not wait: whether the turn is had."""
+    if connection.dialect.name == "postgresql":
+        return bool(connection.execute(select(func.pg_try_advisory_xact_lock(turn.value))).scalar_one())
+    return True
+
+
+def unheld(table: Table, *which: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Of the rows that ``which`` says, those that nobody else holds; they are locked.
+
+    For what can be done to the others another time. Who waits for no row is in no circle, in whatever order rows are found.
+    """
+    key = list(table.primary_key.columns)
+    free = select(*key).where(*which).with_for_update(skip_locked=True)
+    return (key[0] if len(key) == 1 else tuple_(*key)).in_(free)

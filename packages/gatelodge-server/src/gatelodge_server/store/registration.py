@@ -30,9 +30,10 @@ from gatelodge_server.core.ports import (
 from gatelodge_server.core.ports.registration import LimitName
 from gatelodge_server.core.refusals import InvalidVerificationCode, PartnerIdTaken, TierNotFound
 from gatelodge_server.core.registration import CODE_ATTEMPTS, DAY_FAILURES
+from gatelodge_server.store.clock import time_of
 from gatelodge_server.store.keys import CREDENTIALS, credential_of, end_keys, find_keys, insert_key
 from gatelodge_server.store.outbox import purge_mails, queue_mail, queue_notice
-from gatelodge_server.store.races import Turn, insert_unless_there, wait_for_turn
+from gatelodge_server.store.races import Turn, insert_unless_there, unheld, wait_for_turn
 from gatelodge_server.store.tables import AnyRow, change, credential, outbox, partner, tier, verification
 from gatelodge_server.store.trail import append_audit, append_change
 
@@ -60,6 +61,7 @@ def begin_registration(connection: Connection, asked: Registration, limits: Mail
     """Keep a new code in the place of the one before and queue its mail; or do as much to no effect."""
     wait_for_turn(connection, Turn.COUNTING_MAILS)
     found = _lock(connection, asked.address)
+    asked = asked.at(time_of(connection, asked.now))
     holder = connection.execute(_REGISTERED.where(partner.c.registered_address == asked.address)).one_or_none()
     is_active = holder is not None and holder.status == PartnerStatus.ACTIVE
     past = _limit_past(connection, asked, limits, _TO_NEW if holder is None else _TO_KNOWN)
@@ -169,6 +171,7 @@ def _day_of(now: Instant) -> Instant:
 def claim_attempt(connection: Connection, address: str, now: Instant) -> Challenge | None:
     """Count an attempt, if there is one left, and say what to judge it by."""
     found = _lock(connection, address)
+    now = time_of(connection, now)
     if found is None:
         _write_nothing(connection, address)
         return None
@@ -199,6 +202,7 @@ def confirm_registration(connection: Connection, right: Confirmation) -> Confirm
     if found.credential_id is not None:
         _take_back(connection, found)
         return Refused(InvalidVerificationCode)
+    right = replace(right, now=time_of(connection, right.now))
     outcome = _recover(connection, right, found) if found.partner_id is not None else _admit(connection, right, found)
     if isinstance(outcome, Confirmed):
         done = {"partner_id": outcome.partner_id, "credential_id": right.key.id, "sealed": right.sealed}
@@ -312,6 +316,7 @@ def _insert_key(connection: Connection, right: Confirmation, partner_id: str) ->
 def repeat_confirmation(connection: Connection, address: str, challenge: Challenge, now: Instant) -> Confirmed | Refused:
     """Say again what a right code had for its effect, while that still stands."""
     found = _lock_challenged(connection, address, challenge)
+    now = time_of(connection, now)
     if found is None or found.credential_id is None or found.sealed is None or now >= found.expires_at:
         return Refused(InvalidVerificationCode)
     standing = find_keys(connection, [found.credential_id])[0]
@@ -353,4 +358,4 @@ def purge_mails_and_codes(connection: Connection, ended_before: Instant, now: In
 def purge_codes(connection: Connection, before: Instant) -> None:
     """Delete the rows of codes that have been over since ``before``, once nothing is counted against the address any more."""
     is_over = and_(verification.c.expires_at <= before, verification.c.day_starts_at <= before - DAY)
-    connection.execute(delete(verification).where(is_over))
+    connection.execute(delete(verification).where(unheld(verification, is_over)))

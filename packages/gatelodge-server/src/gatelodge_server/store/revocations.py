@@ -22,8 +22,8 @@ from gatelodge_server.core.revocations import (
     partner_end,
     signing_key_end,
 )
-from gatelodge_server.store.clock import StoreClock
-from gatelodge_server.store.races import Turn, insert_unless_there, wait_for_turn
+from gatelodge_server.store.clock import time_of
+from gatelodge_server.store.races import Turn, insert_unless_there, unheld, wait_for_turn
 from gatelodge_server.store.tables import change, company, credential, partner, signing_key, verifier
 from gatelodge_server.store.trail import last_change, list_changes
 
@@ -147,7 +147,7 @@ def _step_before(connection: Connection, since: Instant) -> Change | None:
     return Change(*row) if row is not None else None
 
 
-def acknowledge_steps(connection: Connection, said: Sequence[Acknowledgement], store_now: StoreClock) -> list[Refused | None]:
+def acknowledge_steps(connection: Connection, said: Sequence[Acknowledgement]) -> list[Refused | None]:
     """Note what verifiers have applied. What one said last counts, also where that is less: it may have begun anew."""
     last, outcomes = last_change(connection), dict[int, Refused | None]()
     names = {one.verifier for one in said}
@@ -156,12 +156,12 @@ def acknowledge_steps(connection: Connection, said: Sequence[Acknowledgement], s
         wait_for_turn(connection, Turn.COUNTING_VERIFIERS)
     # In one order everywhere, so that nodes do not wait for each other in a circle.
     for place, one in sorted(enumerate(said), key=lambda pair: (pair[1].verifier, pair[0])):
-        outcomes[place] = Refused(StepNotFound) if one.sequence > last else _note(connection, one, store_now)
+        outcomes[place] = Refused(StepNotFound) if one.sequence > last else _note(connection, one)
     return [outcomes[place] for place in range(len(said))]
 
 
-def _note(connection: Connection, said: Acknowledgement, store_now: StoreClock) -> Refused | None:
-    values = {"sequence": said.sequence, "seen_at": _now(connection, said.now, store_now)}
+def _note(connection: Connection, said: Acknowledgement) -> Refused | None:
+    values = {"sequence": said.sequence, "seen_at": time_of(connection, said.now)}
     own = update(verifier).where(verifier.c.id == said.verifier).values(values)
     if connection.execute(own).rowcount:
         return None
@@ -173,25 +173,19 @@ def _note(connection: Connection, said: Acknowledgement, store_now: StoreClock) 
     return None
 
 
-def _now(connection: Connection, asked_at: Instant, store_now: StoreClock) -> Instant:
-    """The time by which all nodes go: a verifier may be seen by one and counted by another."""
-    there = store_now(connection)
-    return asked_at if there is None else there
-
-
-def count_reach(connection: Connection, asked: Sequence[tuple[int, Duration, Instant]], store_now: StoreClock) -> list[Reach]:
+def count_reach(connection: Connection, asked: Sequence[tuple[int, Duration, Instant]]) -> list[Reach]:
     """Of each step: how many are there, and how many of them have applied it."""
-    return [_count_reach(connection, *one, store_now) for one in asked]
+    return [_count_reach(connection, *one) for one in asked]
 
 
-def _count_reach(connection: Connection, sequence: int, within: Duration, now: Instant, store_now: StoreClock) -> Reach:
+def _count_reach(connection: Connection, sequence: int, within: Duration, now: Instant) -> Reach:
     has_applied = func.count().filter(verifier.c.sequence >= sequence)
-    query = select(func.count(), has_applied).where(verifier.c.seen_at > _now(connection, now, store_now) - within)
+    query = select(func.count(), has_applied).where(verifier.c.seen_at > time_of(connection, now) - within)
     verifiers, acknowledged = connection.execute(query).one()
     return Reach(sequence, int(verifiers), int(acknowledged))
 
 
-def forget_verifiers(connection: Connection, away_for: Duration, now: Instant, store_now: StoreClock) -> int:
+def forget_verifiers(connection: Connection, away_for: Duration, now: Instant) -> int:
     """Delete those that have been away for long."""
-    seen_before = _now(connection, now, store_now) - away_for
-    return connection.execute(delete(verifier).where(verifier.c.seen_at < seen_before)).rowcount
+    seen_before = time_of(connection, now) - away_for
+    return connection.execute(delete(verifier).where(unheld(verifier, verifier.c.seen_at < seen_before))).rowcount

@@ -1,6 +1,7 @@
 """Sessions. The verbs here take many requests at once and give each its own outcome, in order; ``batch.py`` collects them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -33,9 +34,12 @@ from gatelodge_server.core.ports import (
     SessionStanding,
 )
 from gatelodge_server.core.sessions import judge_refresh
+from gatelodge_server.store.batch import BUSY, Busy
+from gatelodge_server.store.clock import STORE_TIME, shared_now
 from gatelodge_server.store.keys import STANDING_COLUMNS, WITH_HOLDER, note_first_use, read_presented, standing_of
 from gatelodge_server.store.outbox import queue_notice
-from gatelodge_server.store.tables import AnyRow, credential, partner, session
+from gatelodge_server.store.races import Turn, take_turn, unheld
+from gatelodge_server.store.tables import credential, partner, session
 from gatelodge_server.store.trail import append_audit, append_change
 
 _SESSION_COLUMNS = (
@@ -56,9 +60,10 @@ _FIND = (
     .select_from(session.join(WITH_HOLDER, credential.c.id == session.c.credential_id))
     .where(session.c.id.in_(bindparam("ids", expanding=True)))
 )
-# Nodes that advance the same sessions at once take their locks in one order, and so never wait for each other in a circle.
-# SQLite has one writer at a time and no row locks: SQLAlchemy leaves the clause out there.
-_LOCK = select(session.c.id).where(session.c.id.in_(bindparam("ids", expanding=True))).order_by(session.c.id).with_for_update()
+_FIND_NOW = _FIND.add_columns(STORE_TIME)
+# Who locks many sessions waits for none of them: neither do nodes wait for each other in a circle, nor a whole batch for one
+# session. SQLite has one writer at a time and no row locks: SQLAlchemy leaves the clause out there.
+_LOCK_FREE = select(session.c.id).where(session.c.id.in_(bindparam("ids", expanding=True))).with_for_update(skip_locked=True)
 _WRITE = (
     update(session)
     .where(session.c.id == bindparam("session_id"))
@@ -91,7 +96,7 @@ _SLICE = (
 )
 
 
-def _session_of(row: AnyRow) -> SessionStanding:
+def _session_of(row: Sequence[Any]) -> SessionStanding:
     id_, key_id, epoch, generation, started, rotated, expires, retires, retry, ended, end_cause, *standing = row
     cause = SessionEnd(end_cause) if end_cause else None
     found = Session(id_, key_id, epoch, generation, started, rotated, expires, retires, retry, ended, cause)
@@ -100,13 +105,15 @@ def _session_of(row: AnyRow) -> SessionStanding:
 
 def open_sessions(connection: Connection, attempts: Sequence[LoginAttempt]) -> list[Opened | Refused]:
     """Judge each key and insert the sessions of those that may come in, as one statement."""
-    rows = read_presented(connection, [(attempt.key_id, attempt.digest) for attempt in attempts])
+    rows = read_presented(connection, [(asked.key_id, asked.digest) for asked in attempts])
+    now = shared_now(connection, read=next(iter(rows.values())).store_time) if rows else None
     outcomes: list[Opened | Refused] = []
     new: list[dict[str, object]] = []
     first_used: dict[str, Instant] = {}
-    for attempt in attempts:
+    for asked in attempts:
+        attempt = asked if now is None else asked.at(now)
         row = rows.get(attempt.key_id)
-        standing = standing_of(row) if row is not None else None
+        standing = standing_of(row[:-1]) if row is not None else None
         reason = judge_key(standing, attempt.digest, attempt.now)
         if reason is not None or standing is None or row is None:
             outcomes.append(Refused(reason or InvalidCredential))
@@ -143,20 +150,31 @@ def open_sessions(connection: Connection, attempts: Sequence[LoginAttempt]) -> l
     return outcomes
 
 
-def advance_sessions(connection: Connection, attempts: Sequence[RefreshAttempt]) -> list[RefreshOutcome]:
-    """Lock the rows, judge the tokens one after the other, write what has changed.
+def advance_sessions(connection: Connection, attempts: Sequence[RefreshAttempt]) -> list[RefreshOutcome | Busy]:
+    """Lock the rows that are free, see what time it is, judge the tokens one after the other, write what has changed.
 
-    Two attempts on one session in one batch are judged in order, the second against what the first has made of the row.
+    Two attempts on one session in one batch are judged in order, the second against what the first has made of the row. Those
+    on a session that somebody else holds are ``Busy``; so is one that would end its session, while somebody else appends to the
+    change sequence. Nobody in the batch waits for either.
     """
     ids = list({attempt.session_id for attempt in attempts})
-    connection.execute(_LOCK, {"ids": ids})
-    # Read only now: a key that was revoked while this waited would be read as it was before.
-    found = {row[0]: _session_of(row) for row in connection.execute(_FIND, {"ids": ids})}
-    outcomes: list[RefreshOutcome] = []
+    held = set(connection.execute(_LOCK_FREE, {"ids": ids}).scalars())
+    # Read only now: a key that was revoked before the rows were locked would be read as it was before.
+    rows = connection.execute(_FIND_NOW, {"ids": ids}).all()
+    now = shared_now(connection, read=rows[0].store_time) if rows else None
+    found = {row[0]: _session_of(row[:-1]) for row in rows}
+    outcomes: list[RefreshOutcome | Busy] = []
     changed: dict[bytes, Session] = {}
-    for attempt in attempts:
-        state = found.get(attempt.session_id)
+    for asked in attempts:
+        state = found.get(asked.session_id)
+        if state is not None and asked.session_id not in held:
+            outcomes.append(BUSY)
+            continue
+        attempt = asked if now is None else asked.at(now)
         outcome = judge_refresh(state, attempt)
+        if isinstance(outcome, Condemned) and not take_turn(connection, Turn.APPENDING):
+            outcomes.append(BUSY)
+            continue
         if state is not None and isinstance(outcome, (Advanced, Condemned)):
             changed[attempt.session_id] = outcome.session
             found[attempt.session_id] = SessionStanding(outcome.session, state.standing)
@@ -205,8 +223,8 @@ def find_sessions(connection: Connection, session_ids: Sequence[bytes]) -> list[
 
 def end_session(connection: Connection, session_id: bytes, cause: SessionEnd, now: Instant, by: str) -> Done | None:
     """End a session that has not ended yet."""
-    connection.execute(_LOCK, {"ids": [session_id]})
-    row = connection.execute(select(session.c.ended_at).where(session.c.id == session_id)).one_or_none()
+    own = select(session.c.ended_at).where(session.c.id == session_id)
+    row = connection.execute(own.with_for_update()).one_or_none()
     if row is None or row.ended_at is not None:
         return None
     connection.execute(update(session).where(session.c.id == session_id).values(ended_at=now, end_cause=cause.value))
@@ -221,6 +239,9 @@ def purge_sessions(connection: Connection, after: bytes | None, limit: int, ende
     """
     slice_ = connection.execute(_SLICE, {"after": after or b"", "before": ended_before, "limit": limit}).all()
     dead = [row.id for row in slice_ if row.is_over]
+    last = slice_[-1].id if len(slice_) == limit else None
     if dead:
-        connection.execute(delete(session).where(session.c.id.in_(dead)))
-    return Purged(slice_[-1].id if len(slice_) == limit else None, len(dead))
+        # Those that somebody holds are left to the next round.
+        done = connection.execute(delete(session).where(unheld(session, session.c.id.in_(dead))))
+        return Purged(last, done.rowcount)
+    return Purged(last, 0)

@@ -75,7 +75,7 @@ from gatelodge_server.store import (
 )
 from gatelodge_server.store import registration as registrations
 from gatelodge_server.store.batch import Batch
-from gatelodge_server.store.clock import StoreClock, store_now
+from gatelodge_server.store.clock import StoreClock, going_by
 
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
@@ -129,21 +129,59 @@ class Driver(Protocol):
         ...
 
 
+class _GoingBy:
+    """A driver whose verbs go by another clock than the database's."""
+
+    def __init__(self, driver: Driver, clock: StoreClock) -> None:
+        self._driver = driver
+        self._clock = clock
+        self.at_once = driver.at_once
+        self.bell = driver.bell
+        self.listen = driver.listen
+        self.close = driver.close
+
+    async def write(
+        self,
+        verb: Callable[Concatenate[Connection, Arguments], Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        return await self._driver.write(going_by(self._clock, verb), *args, **kwargs)
+
+    async def read(
+        self,
+        verb: Callable[Concatenate[Connection, Arguments], Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        return await self._driver.read(going_by(self._clock, verb), *args, **kwargs)
+
+    async def read_current(
+        self,
+        verb: Callable[Concatenate[Connection, Arguments], Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        return await self._driver.read_current(going_by(self._clock, verb), *args, **kwargs)
+
+
 class SqlStore:
     """The store over a driver. It is a ``ports.Store``.
 
     ``marking`` is what its node marks credentials with. While the database is marked otherwise, no partner is made and no
-    signing key is told, so that nothing is signed either; ``on_fault`` is told why.
+    signing key is told, so that nothing is signed either; ``on_fault`` is told why. ``store_now`` takes the place of the
+    database's clock, in tests and experiments.
     """
 
     def __init__(
         self,
         driver: Driver,
         *,
-        store_now: StoreClock = store_now,
+        store_now: StoreClock | None = None,
         marking: deployment.Marking | None = None,
         on_fault: Callable[[str], None] = lambda _: None,
     ) -> None:
+        driver = driver if store_now is None else _GoingBy(driver, store_now)
         self._driver = driver
         self._marking = marking
         self._on_fault = on_fault
@@ -156,16 +194,15 @@ class SqlStore:
         self._find: Batch[bytes, SessionStanding | None] = many(lambda all_: driver.read(sessions.find_sessions, all_))
         self._find_key: Batch[str, Standing | None] = many(lambda all_: driver.read(keys.find_keys, all_))
         self._find_token: Batch[str, Standing | None] = many(lambda all_: driver.read(tokens.find_tokens, all_))
-        self._lease: Batch[QuotaAsk, Lease | None] = many(lambda all_: driver.write(quotas.lease_quotas, all_, store_now))
-        self._store_now = store_now
+        self._lease: Batch[QuotaAsk, Lease | None] = many(lambda all_: driver.write(quotas.lease_quotas, all_))
         self._read_revocations: Batch[tuple[int, int], Tail] = Batch(
             lambda all_: driver.read_current(revocations.read_revocations, all_)
         )
         self._count_reach: Batch[tuple[int, Duration, Instant], Reach] = Batch(
-            lambda all_: driver.read(revocations.count_reach, all_, store_now)
+            lambda all_: driver.read(revocations.count_reach, all_)
         )
         self._acknowledge: Batch[Acknowledgement, Refused | None] = Batch(
-            lambda all_: driver.write(revocations.acknowledge_steps, all_, store_now)
+            lambda all_: driver.write(revocations.acknowledge_steps, all_)
         )
 
     async def close(self) -> None:
@@ -384,6 +421,9 @@ class SqlStore:
     async def forget_replays(self, *, now: Instant) -> None:
         await self._driver.write(trail.forget_replays, now)
 
+    async def tell_time(self, *, now: Instant) -> Instant:
+        return await self._driver.read_current(trail.tell_time, now)
+
     async def ping(self) -> None:
         await self._driver.read(trail.ping)
 
@@ -402,7 +442,7 @@ class SqlStore:
         return await self._count_reach((sequence, within, now))
 
     async def forget_verifiers(self, *, away_for: Duration, now: Instant) -> int:
-        return await self._driver.write(revocations.forget_verifiers, away_for, now, self._store_now)
+        return await self._driver.write(revocations.forget_verifiers, away_for, now)
 
     # mails
 

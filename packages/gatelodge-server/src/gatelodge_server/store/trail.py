@@ -6,7 +6,8 @@ from typing import Final
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from gatelodge_server.core.model import DAY, AuditEvent, Change, Instant
-from gatelodge_server.store.races import Turn, wait_for_turn
+from gatelodge_server.store.clock import time_of
+from gatelodge_server.store.races import Turn, unheld, wait_for_turn
 from gatelodge_server.store.relocation import refuse_gone
 from gatelodge_server.store.tables import audit, change, replay, verification
 
@@ -67,10 +68,16 @@ def last_change(connection: Connection) -> int:
 def forget_replays(connection: Connection, now: Instant) -> None:
     """Blank the sealed keys whose time is over; drop records that are older than a day."""
     is_readable = verification.c.sealed.is_not(None)
-    connection.execute(update(verification).where(verification.c.expires_at <= now, is_readable).values(sealed=None))
-    over = replay.c.readable_until <= now
-    connection.execute(update(replay).where(over, replay.c.sealed.is_not(None)).values(sealed=None))
-    connection.execute(delete(replay).where(replay.c.readable_until <= now - DAY))
+    over = unheld(verification, verification.c.expires_at <= now, is_readable)
+    connection.execute(update(verification).where(over).values(sealed=None))
+    over = unheld(replay, replay.c.readable_until <= now, replay.c.sealed.is_not(None))
+    connection.execute(update(replay).where(over).values(sealed=None))
+    connection.execute(delete(replay).where(unheld(replay, replay.c.readable_until <= now - DAY)))
+
+
+def tell_time(connection: Connection, now: Instant) -> Instant:
+    """What time it is for all nodes."""
+    return time_of(connection, now)
 
 
 def ping(connection: Connection) -> None:

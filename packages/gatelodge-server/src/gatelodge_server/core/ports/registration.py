@@ -1,10 +1,10 @@
 """Where registrations wait for their code, and mails for being sent."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
-from gatelodge_server.core.model import Credential, Instant, MailKind, Partner, Tier
+from gatelodge_server.core.model import Credential, Duration, Instant, MailKind, Partner, Tier
 from gatelodge_server.core.ports.common import Refused
 
 
@@ -22,6 +22,8 @@ class Mail(NamedTuple):
     """After this moment nobody needs it any more."""
     attempts: int = 0
     """How often it has been claimed, this time included."""
+    ahead: Duration = 0
+    """By what the store's clock, by which the instants of a mail are, is ahead of the clock of whoever has claimed it."""
 
 
 class MailLimits(NamedTuple):
@@ -70,6 +72,10 @@ class Registration:
     mail_id: bytes
     mail_secret: bytes
     """The code, sealed for the mail."""
+
+    def at(self, now: Instant) -> "Registration":
+        """The same at another moment: the code is to live as long."""
+        return replace(self, now=now, expires_at=self.expires_at + now - self.now)
 
 
 class Challenge(NamedTuple):
@@ -191,7 +197,7 @@ class RegistrationStore(Protocol):
         ...
 
     async def settle_mail(self, mail_id: bytes, outcome: MailOutcome, *, now: Instant) -> None:
-        """Say what became of a mail. A sealed secret is gone as soon as the mail is sent or given up."""
+        """Say what became of a mail, in instants of the store's clock. A sealed secret is gone once it is sent or given up."""
         ...
 
     async def purge_mails(self, *, ended_before: Instant, now: Instant) -> None:

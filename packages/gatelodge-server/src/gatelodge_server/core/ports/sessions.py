@@ -17,6 +17,11 @@ class LoginAttempt(NamedTuple):
     expires_at: Instant
     retires_at: Instant
 
+    def at(self, now: Instant) -> "LoginAttempt":
+        """The same at another moment: the session is to live as long."""
+        later = now - self.now
+        return self._replace(now=now, expires_at=self.expires_at + later, retires_at=self.retires_at + later)
+
 
 class Opened(NamedTuple):
     """The session stands."""
@@ -34,6 +39,10 @@ class RefreshAttempt(NamedTuple):
     now: Instant
     expires_at: Instant
     """When the successor expires, unless the session retires before."""
+
+    def at(self, now: Instant) -> "RefreshAttempt":
+        """The same at another moment: the successor is to live as long."""
+        return self._replace(now=now, expires_at=self.expires_at + now - self.now)
 
 
 class Advanced(NamedTuple):
