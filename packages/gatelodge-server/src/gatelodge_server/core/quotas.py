@@ -33,7 +33,7 @@ from gatelodge_server.core.refusals import PartnerNotFound
 from gatelodge_server.core.tiers import LARGEST_LIMIT
 from gatelodge_server.core.usage import UsageLedger, UseKind
 
-BUSY: Final = 0.1
+BUSY: Final = 0.5
 """Seconds: a slice that is used up within them was too small."""
 EXHAUSTED_KEPT: Final = 0.1
 """Seconds for which "nothing is left" is believed: another node may give something back."""
