@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from gatelodge.errors import Unavailable
-from gatelodge_server.store.batch import Batch
+from gatelodge_server.store.batch import BUSY, Batch
 
 
 class Flushes:
@@ -264,3 +264,54 @@ async def test_a_batch_whose_every_caller_has_gone_goes_on_working(flushes, requ
     flushes.gate.set()
     await asyncio.gather(batch("b"), return_exceptions=True)  # it may share the flush of those who have gone
     assert await batch("c") == "C"
+
+
+# --- What somebody else holds ---
+
+
+class Held:
+    """A verb of which some requests cannot be done as long as somebody else holds what they need."""
+
+    def __init__(self, *held):
+        self.held = set(held)
+        self.batches = []
+        self.asked = asyncio.Event()
+
+    async def __call__(self, requests):
+        self.batches.append(list(requests))
+        self.asked.set()
+        return [BUSY if request in self.held else request.upper() for request in requests]
+
+
+async def test_who_needs_what_is_held_keeps_nobody_waiting_and_is_served_when_it_is_let_go():
+    held = Held("b")
+    batch = Batch(held)
+    waiting = asyncio.create_task(batch("b"))
+    assert await asyncio.gather(*(batch(letter) for letter in "acd")) == ["A", "C", "D"]
+    assert not waiting.done()
+    held.held.clear()
+    assert await waiting == "B"
+    assert held.batches[0] == ["b", "a", "c", "d"]
+
+
+async def test_who_needs_what_is_held_comes_again_with_those_of_a_later_flush():
+    held = Held("b")
+    batch = Batch(held)
+    waiting = asyncio.create_task(batch("b"))
+    while len(held.batches) < 3:
+        held.asked.clear()
+        await held.asked.wait()
+    held.held.clear()
+    assert await waiting == "B"
+    assert set(map(tuple, held.batches)) == {("b",)}
+
+
+async def test_who_needs_what_is_held_for_too_long_is_told_so_and_nobody_else():
+    held = Held("b")
+    batch = Batch(held, patience=0)
+    answers = await asyncio.gather(*(batch(letter) for letter in "abc"), return_exceptions=True)
+    assert isinstance(answers.pop(1), Unavailable)
+    assert answers == ["A", "C"]
+    assert held.batches == [["a", "b", "c"]]
+    held.held.clear()
+    assert await batch("b") == "B"
