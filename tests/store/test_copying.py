@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import moving
@@ -23,7 +24,7 @@ from gatelodge_server.store.faults import DatabaseFault
 from gatelodge_server.store.migrate import HEAD
 from gatelodge_server.store.relocation import COPIED, Relocation, Role, State, find_relocation, why_not_used
 from gatelodge_server.store.sides import side_of
-from gatelodge_server.store.tables import change, company, deployment, metadata, partner, session, tier
+from gatelodge_server.store.tables import change, company, deployment, issuer, metadata, partner, session, tier
 from gatelodge_server.store.trail import append_change, last_change
 
 WAYS = [(old, new) for old in BACKENDS for new in BACKENDS]
@@ -226,6 +227,44 @@ def test_of_two_runs_at_once_the_later_one_overtakes_the_other(source, target, s
     with pytest.raises(CopyRefused, match="taken over"):
         run_of(source, target, tell=at(step, overtake)).run()
     assert_moved(source, target)
+
+
+@pytest.mark.parametrize("new", BACKENDS)
+def test_a_run_that_was_overtaken_changes_nothing_in_a_database_that_is_in_use(new_backend, source, new):
+    """It still has differences to put right that are of an earlier time."""
+    target = new_backend(new)
+    url = min(row[0] for row in source.rows("issuer", "url"))
+
+    def use_at(backend, at_):
+        named = update(issuer).where(issuer.c.url == url)
+        return lambda: backend.run(lambda connection: connection.execute(named.values(used_at=at_)))
+
+    def overtake():
+        run_of(source, target).run()
+        use_at(target, AT + 2)()
+
+    def tell(step):
+        for act in acts:
+            act(step)
+
+    acts = [at("copied", use_at(source, AT + 1)), at("settling", overtake)]
+    with pytest.raises(CopyRefused, match="taken over"):
+        run_of(source, target, tell=tell).run()
+    assert dict(target.rows("issuer", "url", "used_at"))[url] == AT + 2
+
+
+@pytest.mark.parametrize("new", BACKENDS)
+def test_a_run_that_was_overtaken_sets_no_counter_back(new_backend, source, new):
+    target = new_backend(new)
+    steps = []
+
+    def overtake():
+        run_of(source, target).run()
+        steps.extend(target.run(lambda connection: [append_change(connection, "partner", "new", AT) for _ in range(3)]))
+
+    with pytest.raises(CopyRefused, match="taken over"):
+        run_of(source, target, tell=at("settling", overtake)).run()
+    assert target.run(partial(append_change, kind="partner", subject="newer", now=AT)) == steps[-1] + 1
 
 
 @pytest.fixture
