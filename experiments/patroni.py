@@ -1,5 +1,8 @@
 """A PostgreSQL that fails over: members under Patroni, and one etcd in which they agree who leads.
 
+They run with the file that is shipped (``deploy/patroni.yml``). What cannot be the same on one machine is laid over it: names,
+ports, directories, certificates and passwords, and how fast it fails over. There is no watchdog.
+
 Every member is reached through cuts only: by clients and by the other members' replication (``front``), by the others' look
 at its REST API (``voice``), and it reaches etcd through one (``line``). Cutting the three is a partition of that member.
 What is in short supply is waited for shortly: a leader that is gone is replaced after about ``ttl`` seconds.
@@ -12,18 +15,25 @@ import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Self
 from urllib.parse import quote
 
 import psutil
+import trustme
+import yaml
 from tests import processes
 
 from experiments.cut import Cut
 from experiments.daemon import Daemon, answer_of, status_of, wait_for
 
+SHIPPED: Final = Path(__file__).resolve().parents[1] / "deploy" / "patroni.yml"
 DEBIAN_PROGRAMS: Final = Path("/usr/lib/postgresql/15/bin")
-SUPERUSER: Final = "administrator"
 ROLE: Final = "gatelodge"
+_NETWORK: Final = "10.0.0.0/24"
+_ARCHIVE: Final = "/backup/wal"
+_LOGINS: Final = ("superuser", "replication", "rewind")
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 class Member:
@@ -41,6 +51,7 @@ class Member:
             **configuration,
             "name": name,
             "restapi": {
+                **configuration["restapi"],
                 "listen": f"127.0.0.1:{self._api_port}",
                 "connect_address": f"127.0.0.1:{self.voice.port}",
             },
@@ -141,22 +152,12 @@ class Member:
 class PatroniCluster:
     """etcd and some members.
 
-    With ``synchronous`` a commit is acknowledged when a standby has it on its disk too, and only such a standby becomes leader;
-    ``strict`` takes no writes without one. Otherwise a standby that is ``lag`` bytes behind may become leader.
+    ``ttl`` is shorter than the shipped one, so that nobody waits long, and all that goes with it. ``agreed`` takes the place of
+    what else the members agree on: with ``synchronous_mode`` off, a standby may become leader that lacks the last commits.
     """
 
-    def __init__(
-        self,
-        *,
-        members: int = 3,
-        synchronous: bool = True,
-        strict: bool = False,
-        lag: int = 1048576,
-        ttl: int = 5,
-        parameters: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, *, members: int = 3, ttl: int = 5, agreed: Mapping[str, Any] = _NOTHING) -> None:
         self.root = processes.working_directory("patroni")
-        self._passwords = {name: f"{secrets.token_urlsafe(12)}@:/%" for name in (ROLE, SUPERUSER, "replicator", "rewinder")}
         client_port, peer_port = processes.free_port(), processes.free_port()
         client, peer = f"http://127.0.0.1:{client_port}", f"http://127.0.0.1:{peer_port}"
         self.etcd_port = client_port
@@ -169,30 +170,10 @@ class PatroniCluster:
             ],
             root=self.root,
         )
-        configuration = self._configuration(
-            {
-                "ttl": ttl,
-                # loop_wait + 2 * retry_timeout must not be more than ttl, or a slow etcd costs a good leader its lock.
-                "loop_wait": 1,
-                "retry_timeout": max(1, (ttl - 1) // 2),
-                "maximum_lag_on_failover": lag,
-                # A leader whose PostgreSQL died is replaced if there is a standby, and not waited for.
-                "primary_start_timeout": 0,
-                "synchronous_mode": synchronous,
-                "synchronous_mode_strict": strict,
-                "postgresql": {
-                    "use_pg_rewind": True,
-                    "use_slots": True,
-                    "parameters": {
-                        "max_connections": "200",
-                        "wal_keep_size": "256MB",
-                        "password_encryption": "scram-sha-256",
-                        **(parameters or {}),
-                    },
-                },
-            }
-        )
-        self._synchronous = synchronous
+        configuration = self._configuration(ttl, agreed)
+        self._synchronous = bool(configuration["bootstrap"]["dcs"]["synchronous_mode"])
+        self._superuser = configuration["postgresql"]["authentication"]["superuser"]
+        self._password = _a_password()
         self.members: Sequence[Member] = [
             Member(f"n{number}", root=self.root, etcd_port=client_port, configuration=configuration)
             for number in range(1, members + 1)
@@ -211,7 +192,7 @@ class PatroniCluster:
         for member in self.members:
             member.start()
         self.wait_whole()
-        statement = f"CREATE ROLE {ROLE} LOGIN PASSWORD '{self._passwords[ROLE]}'"
+        statement = f"CREATE ROLE {ROLE} LOGIN PASSWORD '{self._password}'"
         self.run_sql(statement)
 
     def close(self) -> None:
@@ -236,7 +217,8 @@ class PatroniCluster:
         for statement in statements:
             command += ["-c", statement]
         address = f"{self._address()}/{database}?target_session_attrs=read-write&connect_timeout=5"
-        environ = processes.bare_environment({"PGUSER": SUPERUSER, "PGPASSWORD": self._passwords[SUPERUSER]})
+        login = {"PGUSER": self._superuser["username"], "PGPASSWORD": self._superuser["password"]}
+        environ = processes.bare_environment({**login, "PGSSLMODE": "require"})
         done = subprocess.run([*command, address], env=environ, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 0, done.stderr
         return [line.split("\t") for line in done.stdout.splitlines()]
@@ -274,24 +256,51 @@ class PatroniCluster:
         return len(found) == len(self.members) and all(map(streaming, followers)) and (in_step or not followers)
 
     def _address(self, role: str | None = None) -> str:
-        who = f"{role}:{quote(self._passwords[role], safe='')}@" if role else ""
+        who = f"{role}:{quote(self._password, safe='')}@" if role else ""
         return f"postgresql://{who}{','.join(f'127.0.0.1:{member.front.port}' for member in self.members)}"
 
-    def _configuration(self, shared: Mapping[str, Any]) -> dict[str, Any]:
-        def login(name: str) -> dict[str, str]:
-            return {"username": name, "password": self._passwords[name]}
-
-        return {
-            "scope": "gatelodge",
-            "bootstrap": {"dcs": shared, "initdb": [{"encoding": "UTF8"}, {"locale": "C.UTF-8"}, "data-checksums"]},
-            "postgresql": {
-                "bin_dir": str(DEBIAN_PROGRAMS),
-                "authentication": {
-                    "superuser": login(SUPERUSER),
-                    "replication": login("replicator"),
-                    "rewind": login("rewinder"),
-                },
-                "parameters": {"unix_socket_directories": "", "dynamic_shared_memory_type": "mmap"},
-                "pg_hba": ["host all all 127.0.0.1/32 scram-sha-256", "host replication all 127.0.0.1/32 scram-sha-256"],
-            },
+    def _configuration(self, ttl: int, agreed: Mapping[str, Any]) -> dict[str, Any]:
+        """The file as it is shipped, for this machine."""
+        shipped: dict[str, Any] = yaml.safe_load(SHIPPED.read_text("utf-8"))
+        everywhere, own = shipped["bootstrap"]["dcs"], shipped["postgresql"]
+        # loop_wait + 2 * retry_timeout must not be more than ttl, or a slow etcd costs a good leader its lock.
+        everywhere |= {"ttl": ttl, "loop_wait": 1, "retry_timeout": max(1, (ttl - 1) // 2), **agreed}
+        archive = self.root / "archive"
+        archive.mkdir()
+        processes.hand_over(archive)
+        parameters = everywhere["postgresql"]["parameters"]
+        parameters["archive_command"] = _moved(parameters["archive_command"], _ARCHIVE, str(archive))
+        own["bin_dir"] = str(DEBIAN_PROGRAMS)
+        own["pg_hba"] = [
+            _moved(rule, _NETWORK, "127.0.0.1/32") if rule.startswith("hostssl") else rule for rule in own["pg_hba"]
+        ]
+        own["parameters"] |= {
+            **self._certificate(),
+            "unix_socket_directories": "",
+            "dynamic_shared_memory_type": "mmap",  # files of its own, so that nothing is left of a server that was killed
         }
+        for login in _LOGINS:
+            own["authentication"][login]["password"] = _a_password()
+        shipped["restapi"]["authentication"]["password"] = _a_password()
+        # It would take the machine down with the leader.
+        shipped["watchdog"]["mode"] = "off"
+        return shipped
+
+    def _certificate(self) -> dict[str, str]:
+        """A certificate for the servers, as the shipped file has one."""
+        certificate = trustme.CA().issue_cert("127.0.0.1")
+        found = {"ssl_cert_file": self.root / "server.crt", "ssl_key_file": self.root / "server.key"}
+        for name, content in zip(found, (certificate.cert_chain_pems[0], certificate.private_key_pem), strict=True):
+            found[name].touch(mode=0o600)
+            content.write_to_path(str(found[name]))
+            processes.hand_over(found[name])
+        return {name: str(path) for name, path in found.items()}
+
+
+def _a_password() -> str:
+    return f"{secrets.token_urlsafe(12)}@:/%"
+
+
+def _moved(text: str, shipped: str, here: str) -> str:
+    assert shipped in text, f"{SHIPPED}: there is no {shipped} in {text}"
+    return text.replace(shipped, here)
