@@ -70,8 +70,12 @@ def vault():
 
 
 @pytest.fixture
-async def lodge(tmp_path, vault):
-    backend = SqliteBackend.create(tmp_path)
+def backend(tmp_path):
+    return SqliteBackend.create(tmp_path)
+
+
+@pytest.fixture
+async def lodge(backend, vault):
     sql_store = backend.open()
     store, clock, monotonic = Line(sql_store), Clock(), Clock(1_000.0)
     credentials = Credentials(store=store, clock=clock, entropy=os.urandom, brand="gatelodge", environment="uat")

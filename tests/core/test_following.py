@@ -9,7 +9,6 @@ import sys
 from contextlib import closing
 
 import pytest
-from backends import SqliteBackend
 from given import AROUND, START, Clock, a_key, a_partner
 
 from gatelodge.errors import Unavailable
@@ -67,11 +66,6 @@ class SilentBell(Bell):
 def following(store, monotonic, *, on_mistake=pytest.fail, **options):
     """A follower that meets no mistake."""
     return ChangeFollower(store=store, monotonic=monotonic, on_mistake=on_mistake, **options)
-
-
-@pytest.fixture
-def backend(tmp_path):
-    return SqliteBackend.create(tmp_path)
 
 
 @pytest.fixture

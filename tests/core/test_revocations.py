@@ -4,7 +4,6 @@ import asyncio
 import shutil
 
 import pytest
-from backends import SqliteBackend
 from given import AROUND, START, Clock, a_key, a_login, a_partner
 
 from gatelodge.errors import PartnerSuspended, Unavailable
@@ -49,11 +48,6 @@ class Node:
 
     def follow(self, position, *, wait=1e9, **options):
         return asyncio.create_task(self.revocations.follow(position, wait=wait, leave=self.leave, **options))
-
-
-@pytest.fixture
-def backend(tmp_path):
-    return SqliteBackend.create(tmp_path)
 
 
 @pytest.fixture

@@ -43,13 +43,6 @@ def backend(tmp_path):
     return SqliteBackend.create(tmp_path)
 
 
-@pytest.fixture
-async def driver(backend):
-    driver = backend.driver()
-    yield driver
-    await driver.close()
-
-
 ENDINGS = ("", "-bell", "-wal", "-shm")
 
 

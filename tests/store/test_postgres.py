@@ -29,13 +29,6 @@ def backend(tmp_path):
 
 
 @pytest.fixture
-async def driver(backend):
-    driver = backend.driver()
-    yield driver
-    await driver.close()
-
-
-@pytest.fixture
 def own_server():
     """A server that may be stopped, which nobody else uses."""
     with PostgresServer() as server:

@@ -32,13 +32,6 @@ def backend(request, tmp_path):
     return BACKENDS[request.param].create(tmp_path)
 
 
-@pytest.fixture
-async def store(backend):
-    node = backend.open()
-    yield node
-    await node.close()
-
-
 def begin(backend):
     backend.run(partial(relocation.begin_move, move=MOVE, other="postgresql://there/it", now=START))
 

@@ -30,20 +30,6 @@ def backend(tmp_path):
     return SqliteBackend.create(tmp_path)
 
 
-@pytest.fixture
-async def driver(backend):
-    driver = backend.driver()
-    yield driver
-    await driver.close()
-
-
-@pytest.fixture
-async def store(backend):
-    store = backend.open()
-    yield store
-    await store.close()
-
-
 def pragma(connection, name):
     return connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
 
