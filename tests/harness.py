@@ -74,6 +74,11 @@ class Server:
         return f"https://127.0.0.1:{self.port}"
 
     @property
+    def nodes(self) -> Sequence["Server"]:
+        """The servers of its deployment."""
+        return (self,)
+
+    @property
     def authority(self) -> Path:
         return self.data / "tls" / "ca.pem"
 

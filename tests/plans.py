@@ -4,9 +4,8 @@ import contextlib
 import json
 import os
 import shutil
-import sqlite3
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -121,18 +120,6 @@ def _hour() -> datetime:
     return datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
 
 
-def rows(data: Path, query: str, *values: object) -> list[tuple[Any, ...]]:
-    """What a query finds in the database of a server."""
-    with contextlib.closing(sqlite3.connect(data / "gatelodge.db", timeout=20)) as database:
-        return database.execute(query, values).fetchall()
-
-
-def change(data: Path, statement: str, *values: object) -> int:
-    """Write into the database of a server, past all its rules; the number of rows."""
-    with contextlib.closing(sqlite3.connect(data / "gatelodge.db", timeout=20)) as database, database:
-        return database.execute(statement, values).rowcount
-
-
 # --- workers --------------------------------------------------------------------------------------------------------------
 
 
@@ -157,9 +144,22 @@ def worker_of(client: httpx2.Client, workers: Sequence[psutil.Process]) -> int:
     return pid
 
 
+@contextlib.asynccontextmanager
+async def every_node(server: Server) -> AsyncIterator[list[httpx2.AsyncClient]]:
+    """An asynchronous client of each node."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(node.async_client()) for node in server.nodes]
+
+
 @contextlib.contextmanager
 def every_worker(server: Server) -> Iterator[list[httpx2.Client]]:
-    """A client of each worker, whose one connection stays with it."""
+    """A client of each process that serves, on every node, whose one connection stays with it."""
+    with contextlib.ExitStack() as stack:
+        yield [client for node in server.nodes for client in stack.enter_context(_every_worker_of(node))]
+
+
+@contextlib.contextmanager
+def _every_worker_of(server: Server) -> Iterator[list[httpx2.Client]]:
     workers = workers_of(server)
     one = httpx2.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None)
     found: dict[int, httpx2.Client] = {}

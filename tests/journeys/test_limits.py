@@ -1,4 +1,4 @@
-"""Limits that hold against a crowd: of guesses at a code, and of calls; over workers, and over a crash in the middle."""
+"""Limits that hold against a crowd: of guesses at a code, and of calls; over workers and nodes, and over a crash in the middle."""
 
 import asyncio
 import random
@@ -6,10 +6,12 @@ import re
 import time
 from collections import Counter
 from datetime import UTC, datetime
+from itertools import cycle
 
 import httpx2
 import pytest
 from harness import Server
+from nodes import on_database, two_processes
 from outside import (
     REGISTER,
     add_partner,
@@ -23,6 +25,7 @@ from outside import (
     outcome,
     problem,
     register,
+    run_sql,
     until,
 )
 from plans import (
@@ -30,11 +33,10 @@ from plans import (
     EXCEEDED,
     GOOD,
     SEARCH,
-    change,
+    every_node,
     every_worker,
     issue_token,
     judged,
-    rows,
     search,
     used,
     within_an_hour,
@@ -62,9 +64,9 @@ WHILE = 1.0
 """Seconds; a slice that lies idle is given back after a quarter of one."""
 
 
-@pytest.fixture(params=["plans_server", "plans_workers"], ids=["one-worker", "two-workers"])
-def either(request):
-    """A server of one worker, and one of two."""
+@pytest.fixture(params=["plans_server", "plans_workers"], ids=["one-process", "two-processes"])
+def either(request, database):
+    """A deployment that one process serves, and one that two do."""
     return request.getfixturevalue(request.param)
 
 
@@ -83,7 +85,8 @@ def at_once(server, requests, connections=64):
     ``requests`` are ``(path, body, headers)``. What is cut off by a server that dies has the answer ``None``.
     """
 
-    async def send(client, turns, path, body, headers):
+    async def send(client, request, turns):
+        path, body, headers = request
         async with turns:
             try:
                 return await client.post(path, json=body, headers=headers)
@@ -92,8 +95,8 @@ def at_once(server, requests, connections=64):
 
     async def send_all():
         turns = asyncio.Semaphore(connections)
-        async with server.async_client() as client:
-            return await asyncio.gather(*(send(client, turns, *request) for request in requests))
+        async with every_node(server) as clients:
+            return await asyncio.gather(*(send(*one, turns) for one in zip(cycle(clients), requests, strict=False)))
 
     return asyncio.run(send_all())
 
@@ -102,9 +105,14 @@ def calls(credential, count):
     return [(SEARCH, ASKED, bearer(credential))] * count
 
 
+def partners_registered(server, address):
+    return run_sql(server.data, "SELECT id FROM partner WHERE registered_address = :address", address=address)
+
+
 # --- guesses at a code ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.each_database
 def test_r59_of_two_hundred_guesses_at_once_no_more_than_five_are_judged(either):
     to = f"{fresh('dev')}@guessed.example"
     with either.client() as client:
@@ -116,13 +124,14 @@ def test_r59_of_two_hundred_guesses_at_once_no_more_than_five_are_judged(either)
         answers = at_once(either, [(verify, {"contactEmail": to, "verificationCode": guess}, {}) for guess in wrong])
         assert len(answers) == GUESSES
         assert {outcome(answer) for answer in answers} <= {INVALID_CODE, *BUSY}
-        counted = rows(either.data, "SELECT attempts, day_failures FROM verification WHERE address = ?", to)
-        assert counted == [(5, 5)]
+        counted = "SELECT attempts, day_failures FROM verification WHERE address = :address"
+        assert run_sql(either.data, counted, address=to) == [(5, 5)]
         right = client.post(verify, json={"contactEmail": to, "verificationCode": code})
         assert outcome(right) == INVALID_CODE
-        assert not rows(either.data, "SELECT id FROM partner WHERE registered_address = ?", to)
+        assert not partners_registered(either, to)
 
 
+@pytest.mark.each_database
 def test_r59_a_right_guess_in_the_crowd_is_worth_one_key_or_none(either):
     """Each of many is right: all that are judged hear of the same key, and nobody hears of another."""
     to = f"{fresh('dev')}@guessed.example"
@@ -134,7 +143,7 @@ def test_r59_a_right_guess_in_the_crowd_is_worth_one_key_or_none(either):
     assert {outcome(answer) for answer in answers} <= {GOOD, INVALID_CODE, *BUSY}
     keys = {answer.json()["apiKey"] for answer in answers if answer.status_code == 200}
     assert len(keys) == 1
-    assert len(rows(either.data, "SELECT id FROM partner WHERE registered_address = ?", to)) == 1
+    assert len(partners_registered(either, to)) == 1
 
 
 # --- calls ----------------------------------------------------------------------------------------------------------------
@@ -206,7 +215,8 @@ def let_in_after_all(server, credential, already):
     return total
 
 
-def test_p5_two_workers_together_let_exactly_a_hundred_in(plans_workers):
+@pytest.mark.each_database
+def test_p5_two_processes_together_let_exactly_a_hundred_in(plans_workers):
     def measure():
         caller = limited_partner(plans_workers)
         token = issue_token(plans_workers.data, caller.id)
@@ -225,7 +235,8 @@ def test_p5_two_workers_together_let_exactly_a_hundred_in(plans_workers):
     assert within_an_hour(measure) == (LIMIT, (LIMIT, LIMIT))
 
 
-def test_p5_what_one_worker_holds_and_does_not_use_the_other_lets_in(plans_workers):
+@pytest.mark.each_database
+def test_p5_what_one_process_holds_and_does_not_use_the_other_lets_in(plans_workers):
     def measure():
         caller = limited_partner(plans_workers)
         token = issue_token(plans_workers.data, caller.id).text
@@ -233,12 +244,13 @@ def test_p5_what_one_worker_holds_and_does_not_use_the_other_lets_in(plans_worke
 
             def call_and_look():
                 assert judged(one, token) == GOOD
-                ((taken,),) = rows(plans_workers.data, "SELECT hour_taken FROM quota WHERE partner_id = ?", caller.id)
+                taken_of = "SELECT hour_taken FROM quota WHERE partner_id = :partner"
+                ((taken,),) = run_sql(plans_workers.data, taken_of, partner=caller.id)
                 made.append(taken)
                 return taken > len(made)
 
             made = []
-            until(call_and_look, "a worker holds more than it has used")
+            until(call_and_look, "it holds more than it has used")
 
             def fill_up():
                 verdict = judged(other, token)
@@ -246,16 +258,17 @@ def test_p5_what_one_worker_holds_and_does_not_use_the_other_lets_in(plans_worke
                 made.extend([GOOD] * (verdict == GOOD))
                 return len(made) == LIMIT
 
-            until(fill_up, "the other worker lets the rest in")
+            until(fill_up, "the other lets the rest in")
             assert [judged(client, token) for client in (one, other)] == [EXCEEDED] * 2
         return True
 
     assert within_an_hour(measure)
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_p5_over_a_kill_9_in_the_middle_no_more_than_a_hundred_are_let_in(tmp_path, workers):
-    with Server(tmp_path / "data", "--sample-api", "--workers", workers) as server:
+@pytest.mark.each_database
+@pytest.mark.parametrize("make", [on_database, two_processes], ids=["one-process", "two-processes"])
+def test_p5_over_a_kill_9_in_the_middle_no_more_than_a_hundred_are_let_in(tmp_path, database, make):
+    with make(database, tmp_path / "data", "--sample-api") as server:
 
         def measure():
             caller = limited_partner(server)
@@ -276,8 +289,8 @@ def test_p5_over_a_kill_9_in_the_middle_no_more_than_a_hundred_are_let_in(tmp_pa
                         if len(let_in) >= LIMIT // 3:
                             enough.set()
 
-                async with server.async_client() as client:
-                    flood = [asyncio.create_task(call(client)) for _ in range(16)]
+                async with every_node(server) as clients:
+                    flood = [asyncio.create_task(call(client)) for client in clients for _ in range(16 // len(clients))]
                     async with asyncio.timeout(30):
                         await enough.wait()
                     await asyncio.to_thread(server.kill)
@@ -291,7 +304,7 @@ def test_p5_over_a_kill_9_in_the_middle_no_more_than_a_hundred_are_let_in(tmp_pa
 
         before, total = within_an_hour(measure)
     assert LIMIT // 3 <= before < LIMIT, "it was killed in the middle"
-    # What a crash takes along is what was under way, and a slice for each worker: an eighth of what was left at most.
+    # What a crash takes along is what was under way, and a slice for each process: an eighth of what was left at most.
     assert before < total <= LIMIT
 
 
@@ -395,7 +408,7 @@ def test_of_ten_thousand_partners_a_rotation_of_keys_and_a_revocation_touch_only
         # One who is asked about often, so that a signing key or a revocation has to hit what is remembered as good.
         sample = random.sample(range(PARTNERS), 201)
         gone, others = sample[0], sample[1:]
-        (token_id,) = [row[0] for row in rows(server.data, "SELECT id FROM access_token WHERE partner_id = ?", ids[gone])]
+        ((token_id,),) = run_sql(server.data, "SELECT id FROM access_token WHERE partner_id = :partner", partner=ids[gone])
 
         async def go_on():
             heard, done = Counter(), asyncio.Event()
@@ -422,7 +435,7 @@ def test_of_ten_thousand_partners_a_rotation_of_keys_and_a_revocation_touch_only
         def rotate_and_revoke():
             with every_worker(server) as clients:
                 assert [judged(client, texts[gone]) for client in clients] == [GOOD] * 2
-                change(server.data, "UPDATE signing_key SET published_at = published_at - 600000")
+                run_sql(server.data, "UPDATE signing_key SET published_at = published_at - 600000")
                 ask("signing-key", "rotate", data=server.data)
                 assert [judged(client, texts[gone]) for client in clients] == [GOOD] * 2
                 ask("token", "revoke", token_id, data=server.data)

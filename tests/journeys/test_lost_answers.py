@@ -17,6 +17,8 @@ from outside import (
     whoami,
 )
 
+pytestmark = pytest.mark.each_database
+
 
 def keys_of(server, partner, company_id):
     listed = ask("key", "list", partner.id, data=server.data)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from outside import RFC3339, UUID, add_partner, company, create_company, log_in, outcome, refresh, until, whoami
 
+pytestmark = pytest.mark.each_database
 TOKENS = {"jwt", "expirationDate", "refreshToken", "refreshTokenExpiration"}
 
 

@@ -2,12 +2,12 @@
 
 import base64
 import json
-import sqlite3
 import threading
+import time
 
 import pytest
-from harness import Server
-from outside import add_partner, ask, command, log_in, outcome, refresh, until, whoami
+from nodes import on_database
+from outside import add_partner, ask, command, log_in, outcome, refresh, run_sql, until, whoami
 
 from gatelodge.keyset import StaticKeys
 from gatelodge.tokens import TokenRules
@@ -27,10 +27,7 @@ def states(server):
 
 def age_signing_keys(server, minutes):
     """As if so much time had passed since the keys were published."""
-    database = sqlite3.connect(server.data / "gatelodge.db")
-    with database:
-        database.execute("UPDATE signing_key SET published_at = published_at - ?", (minutes * 60_000,))
-    database.close()
+    run_sql(server.data, "UPDATE signing_key SET published_at = published_at - :time", time=minutes * 60_000)
 
 
 class Follower:
@@ -68,8 +65,9 @@ class Follower:
                     self.faults.append("the server refuses its own JWT")
 
 
-def test_r20_a_rotation_disturbs_nobody_and_a_retired_key_takes_its_tokens_along(tmp_path):
-    with Server(tmp_path / "data") as server, server.client() as client:
+@pytest.mark.each_database
+def test_r20_a_rotation_disturbs_nobody_and_a_retired_key_takes_its_tokens_along(tmp_path, database):
+    with on_database(database, tmp_path / "data") as server, server.client() as client:
         partner = add_partner(server.data)
         session = log_in(client, partner.key)
         old = kid_of(session["jwt"])
@@ -116,12 +114,8 @@ def test_r20_a_rotation_disturbs_nobody_and_a_retired_key_takes_its_tokens_along
 
 
 def bring_forward(server):
-    database = sqlite3.connect(server.data / "gatelodge.db")
-    with database:
-        now = "CAST(strftime('%s', 'now') AS INTEGER) * 1000"
-        database.execute(f"UPDATE signing_key SET signs_from = {now} WHERE signs_from > {now}")
-        database.execute(f"UPDATE signing_key SET signs_until = {now} WHERE signs_until > {now}")
-    database.close()
+    for instant in ("signs_from", "signs_until"):
+        run_sql(server.data, f"UPDATE signing_key SET {instant} = :now WHERE {instant} > :now", now=int(time.time() * 1000))
 
 
 def third(server, *known):
