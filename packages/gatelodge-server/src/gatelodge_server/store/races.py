@@ -1,16 +1,26 @@
 """What two nodes may do at once on a database that has more than one writer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import IntEnum
-from typing import Final
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, func, select, tuple_
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import ColumnElement, Connection, Insert, Table, func, select, tuple_
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
 
-_INSERT: Final[Mapping[str, Callable[[Table], postgresql.Insert | sqlite.Insert]]] = {
-    "postgresql": postgresql.insert,
-    "sqlite": sqlite.insert,
-}
+
+class _UnlessThere(Insert):
+    """An insert that does nothing if there is a row with its primary key: one form for what both databases say alike."""
+
+    inherit_cache = True
+
+
+@compiles(_UnlessThere)
+def _say_unless_there(new: _UnlessThere, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's signature
+    table = new.table
+    key = ", ".join(map(compiler.preparer.format_column, table.primary_key))
+    inserting = compiler.visit_insert(new, **options)  # type: ignore[no-untyped-call]  # SQLAlchemy has no types for it
+    return f"{inserting} ON CONFLICT ({key}) DO NOTHING"
 
 
 def insert_unless_there(connection: Connection, table: Table, row: Mapping[str, object]) -> None:
@@ -19,8 +29,7 @@ def insert_unless_there(connection: Connection, table: Table, row: Mapping[str, 
     If another node is about to insert that, its commit is waited for. The row can be read afterwards, by any other statement:
     each sees what was committed before it began. Whatever else is wrong with a row is a fault, as ever.
     """
-    new = _INSERT[connection.dialect.name](table).values(dict(row))
-    connection.execute(new.on_conflict_do_nothing(index_elements=table.primary_key.columns))
+    connection.execute(_UnlessThere(table), row)
 
 
 class Turn(IntEnum):
