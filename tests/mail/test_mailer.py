@@ -72,6 +72,14 @@ async def store(backend):
 
 
 @pytest.fixture
+async def store_with_clock(backend):
+    """The store as a node finds it that shares it with others: it goes by a clock of its own, in which the tests begin."""
+    store = SqlStore(backend.driver(), store_now=lambda _: START)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
 def clock():
     return Clock()
 
@@ -97,7 +105,7 @@ def queue(backend, vault):
 
 @pytest.fixture
 def mailer_for(store, clock, vault):
-    def mailer_for(transport, **changes):
+    def mailer_for(transport, *, store=store, **changes):
         if isinstance(transport, MailHost):
             transport = to(transport)
         composer = Composer(sender="api@gate.example", public_url="https://api.gate.example", environment="uat")
@@ -166,6 +174,34 @@ async def test_a_mail_arrives_once_and_its_secret_is_gone_from_the_outbox(queue,
     assert state()[0][0] == "sent"
     assert not state()[0][3]
     assert events_of(logged) == ["mail_sent"]
+
+
+@pytest.mark.parametrize("wrong", [-HOUR, HOUR])
+async def test_p10_a_node_whose_clock_is_wrong_sends_what_lives_and_gives_up_what_is_over(
+    store_with_clock, backend, queue, mailer_for, clock, state, wrong
+):
+    living, over = a_mail(), a_mail(created_at=START - HOUR, expires_at=START)
+    await queue(living, over)
+    clock.now = START + wrong
+    with MailHost() as host:
+        assert await mailer_for(host, store=store_with_clock).drain() == 2
+    (received,) = host.received
+    assert received.message["Message-ID"] == f"<{living.id.hex()}@gate.example>"
+    assert sorted(outcome for outcome, *_ in state()) == ["given_up", "sent"]
+    assert set(backend.rows("outbox", "ended_at")) == {(START,)}
+
+
+@pytest.mark.parametrize("wrong", [-HOUR, HOUR])
+async def test_p10_a_node_whose_clock_is_wrong_puts_a_mail_off_for_no_longer(
+    store_with_clock, queue, mailer_for, clock, state, wrong
+):
+    await queue(a_mail())
+    clock.now = START + wrong
+    with MailHost() as host:
+        host.rcpt = ["450 4.7.1 Greylisted, come again"]
+        await mailer_for(host, store=store_with_clock).drain()
+    ((_, _, due_at, _),) = state()
+    assert due_at == START + 5 * SECOND
 
 
 async def test_two_mailers_send_each_mail_once(queue, mailer_for):

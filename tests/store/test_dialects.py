@@ -1,6 +1,7 @@
 """What the verbs say must be SQL for every database that the store is to run on, not only for the one of the tests."""
 
 import re
+from collections import defaultdict
 
 import pytest
 from backends import SqliteBackend
@@ -128,13 +129,13 @@ async def every_verb_of_quotas(store, key):
 
 
 @pytest.fixture
-async def statements(tmp_path):
-    """What every verb has said to the database."""
-    said = {}
+async def said(tmp_path):
+    """What every verb has said to the database: the transaction, the statement, and its parameters if it has any."""
+    heard = []
 
-    def listen(connection, statement, *_):
+    def listen(connection, statement, several, one, _):
         if isinstance(statement, ClauseElement):
-            said[id(statement)] = statement
+            heard.append((connection.get_transaction(), statement, {**one, **(several[0] if several else {})}))
 
     store = SqliteBackend.create(tmp_path).open()
     event.listen(Engine, "before_execute", listen)
@@ -143,7 +144,12 @@ async def statements(tmp_path):
     finally:
         await store.close()
         event.remove(Engine, "before_execute", listen)
-    return list(said.values())
+    return heard
+
+
+@pytest.fixture
+def statements(said):
+    return list({id(statement): statement for _, statement, _ in said}.values())
 
 
 def on_postgresql(statement):
@@ -172,6 +178,8 @@ async def test_what_a_verb_reads_before_it_writes_is_locked_on_postgresql(statem
         "access_token",
         "outbox",
         "quota",
+        "replay",
+        "usage",
         "verification",
     }
     # What an access token is issued for must not go meanwhile; before there is a key, the tiers stand for the table of keys.
@@ -188,11 +196,19 @@ async def test_what_a_verb_reads_before_it_writes_is_locked_on_postgresql(statem
         ("signing_key", "SHARE"),
         ("tier", "NO KEY UPDATE"),
     }
-    # Nodes that lock the same sessions at once do it in one order; credentials and partners stay free for others.
-    refreshes = [said for said in locking if "FROM session" in said]
-    assert all(re.search(r"ORDER BY session\.id\s+FOR UPDATE$", said) for said in refreshes)
-    (claim,) = [said for said in locking if "FROM outbox" in said]
-    assert claim.endswith("FOR UPDATE SKIP LOCKED")
+    # Who refreshes many sessions, or claims many mails, waits for none of them; credentials and partners stay free for others.
+    one = re.compile(r"WHERE session\.id = %\(\w+\)s\s+FOR UPDATE$")
+    many = [said for said in locking if re.search(r"FROM (session|outbox)\b", said) and not one.search(said)]
+    assert len(many) >= 4
+    assert all(re.search(r"FOR UPDATE SKIP LOCKED\)?$", said) for said in many)
+
+
+async def test_whoever_deletes_or_blanks_what_is_over_waits_for_no_row_on_postgresql(statements):
+    """It would lock many, in whatever order it finds them, and two nodes would wait for each other in a circle."""
+    deletes = {said for said in map(on_postgresql, statements) if said.startswith("DELETE")}
+    by_key = "DELETE FROM verification WHERE verification.address = "  # what this very transaction has inserted
+    assert len(deletes) >= 6
+    assert [said for said in deletes if not said.endswith("FOR UPDATE SKIP LOCKED)") and not said.startswith(by_key)] == []
 
 
 LOCK_ORDER = ("verification", "replay", "partner", "company", "credential")
@@ -213,23 +229,12 @@ def locked_by(said, given):
 
 
 @pytest.fixture
-async def transactions(tmp_path):
+def transactions(said):
     """The statements of each transaction, with their parameters."""
-    said = {}
-
-    def listen(connection, statement, several, one, _):
-        if isinstance(statement, ClauseElement):
-            given = {**one, **(several[0] if several else {})}
-            said.setdefault(connection.get_transaction(), []).append((on_postgresql(statement), given))
-
-    store = SqliteBackend.create(tmp_path).open()
-    event.listen(Engine, "before_execute", listen)
-    try:
-        await everything(store)
-    finally:
-        await store.close()
-        event.remove(Engine, "before_execute", listen)
-    return list(said.values())
+    found = defaultdict(list)
+    for transaction, statement, given in said:
+        found[transaction].append((on_postgresql(statement), given))
+    return list(found.values())
 
 
 async def test_every_verb_locks_in_the_same_order_so_that_no_two_wait_for_each_other_on_postgresql(transactions):

@@ -310,6 +310,24 @@ async def test_an_answer_is_not_given_again_once_its_key_was_used(store, key, ma
     assert again == Refused(IdempotencyKeySpent)
 
 
+@ways
+async def test_an_answer_is_not_given_again_once_its_key_lets_nobody_in(store, key, make):
+    for end in (_revoke, _delete):
+        replay = a_replay()
+        new_key, made = await make(store, replay)
+        await end(store, new_key, made)
+        _, again = await make(store, replay)
+        assert again == Refused(IdempotencyKeySpent)
+
+
+async def _revoke(store, key, _):
+    await store.revoke_key(key.id, now=START, by="test")
+
+
+async def _delete(store, _, made):
+    assert isinstance(await store.delete_company("acme-motors", made.company_id, now=START, by="test"), Done)
+
+
 async def test_a_failed_login_does_not_use_up_the_answer(store, key):
     replay = a_replay()
     new_key, first = await make_by_creation(store, replay)
