@@ -15,6 +15,8 @@ is when the issuer was not heard for ten seconds. What cannot be known here:
 """
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 from starlette.applications import Starlette
@@ -35,9 +37,19 @@ async def tell_stock(request: Request) -> JSONResponse:
     return JSONResponse({"part": part, "stock": STOCK.get(part, 0), "askedBy": caller_of(request.scope).partner})
 
 
+revocations = RemoteRevocations(f"{ISSUER}/auth/revocations", name="stock")
 verifier = Verifier(
     RemoteKeys(f"{ISSUER}/.well-known/jwks.json"),
     TokenRules.for_sessions(issuer=ISSUER, audience=AUDIENCE),
-    revocations=RemoteRevocations(f"{ISSUER}/auth/revocations", name="stock"),
+    revocations=revocations,
 )
-app = Gate(Starlette(routes=[Route("/stock/{part}", tell_stock)]), verifier=verifier)
+
+
+@asynccontextmanager
+async def following(_: Starlette) -> AsyncIterator[None]:
+    """Follow the issuer's feed from the start to the end, so that the first request need not wait for it."""
+    with revocations:
+        yield
+
+
+app = Gate(Starlette(routes=[Route("/stock/{part}", tell_stock)], lifespan=following), verifier=verifier)

@@ -14,7 +14,21 @@ from typing import Self
 import httpx2
 import pytest
 from harness import Server, clean_environment
-from outside import Partner, add_partner, ask, bearer, command, connect, create_company, fresh, log_in, outcome, problem, r_auth
+from outside import (
+    Partner,
+    add_partner,
+    ask,
+    bearer,
+    command,
+    connect,
+    create_company,
+    fresh,
+    log_in,
+    outcome,
+    problem,
+    r_auth,
+    until,
+)
 
 ROOT = Path(__file__).parents[2]
 FRAMEWORKS = ("starlette", "fastapi", "litestar")
@@ -254,11 +268,16 @@ def test_behind_a_proxy_that_ends_tls_its_word_decides_and_sigterm_ends_it_with_
 # --- without the server package -------------------------------------------------------------------------------------------
 
 
+def on_another_host(server: Server) -> Example:
+    """The service that has nothing of the deployment but its URL."""
+    environ = {"GATELODGE_ISSUER": f"https://localhost:{server.port}", "SSL_CERT_FILE": str(server.authority)}
+    return Example("offline", server, GATELODGE_DATA="", **environ).wait()
+
+
 @pytest.fixture(scope="module")
 def stock(lodge):
-    """A client of the service on another host, which has nothing of the deployment but its URL."""
-    environ = {"GATELODGE_ISSUER": f"https://localhost:{lodge.port}", "SSL_CERT_FILE": str(lodge.authority)}
-    with Example("offline", lodge, GATELODGE_DATA="", **environ).wait() as running, running.client() as client:
+    """A client of it."""
+    with on_another_host(lodge) as running, running.client() as client:
         yield client
 
 
@@ -281,3 +300,22 @@ def test_r25_offline_a_session_that_has_ended_is_refused_once_its_end_was_heard(
     ended = lodge_client.post("/auth/logout", json={"refreshToken": session["refreshToken"]}, params={"wait": "10"}).json()
     assert (ended["verifiers"], ended["acknowledged"]) == (1, 1)
     assert outcome(stock.get("/stock/brake-pad", headers=r_auth(session["jwt"]))) == (401, "credential_revoked")
+
+
+def test_offline_the_feed_is_followed_before_anybody_has_asked_for_anything_and_until_sigterm(tmp_path):
+    with (
+        Server(tmp_path / "data", environ={"GATELODGE_PUBLIC_URL": ""}) as server,
+        server.client() as client,
+        on_another_host(server) as running,
+    ):
+        key = add_partner(server.data).key
+
+        def is_followed():
+            ended = client.post("/auth/logout", headers=r_auth(log_in(client, key)["jwt"]), params={"wait": "10"}).json()
+            return (ended["verifiers"], ended["acknowledged"]) == (1, 1)
+
+        until(is_followed, "the issuer hears of a verifier")
+        code, log = running.stop()
+    assert code == -signal.SIGTERM
+    assert "Application shutdown complete." in log
+    assert "Traceback" not in log
