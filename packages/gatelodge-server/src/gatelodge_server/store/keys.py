@@ -3,7 +3,8 @@
 Locks are taken in one order by every verb of the store, so that no two transactions wait for each other in a circle:
 verification, replay, partner, company, credential. To add a row is also to lock those that it refers to (on PostgreSQL as
 `FOR KEY SHARE`), so a key is added after its partner was locked and before another key is. A verb that is told of a key only
-finds the partner by it first, and reads the key again once it has both.
+finds the partner by it first, and reads the key again once it has both. Whoever locks many rows that can be dealt with another
+time, as housekeeping does, waits for none of them (``races.unheld``).
 """
 
 from collections.abc import Iterable, Sequence

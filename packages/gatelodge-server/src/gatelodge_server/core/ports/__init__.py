@@ -4,6 +4,9 @@ Each verb of a store is one decision: it is read, decided and written in one tra
 a refusal that follows a verb can never undo what the verb did. What may be expected to happen comes back as a value; a verb
 raises only ``gatelodge.errors.Unavailable``, when nothing is known to have been done.
 
+Where callers on several machines share a store, it has a clock that decides what they must agree on (``tell_time``): there
+``now``, and the instants that are reckoned from it, say how long something is to last, not when it is.
+
 Every verb that changes what others may rely on appends to the change sequence, and every one that a person would want to
 answer for later appends to the audit trail, in that same transaction. ``by`` names who asked.
 """

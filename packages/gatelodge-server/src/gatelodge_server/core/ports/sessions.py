@@ -94,7 +94,8 @@ class SessionStore(Protocol):
     async def advance_session(self, attempt: RefreshAttempt) -> RefreshOutcome:
         """Judge the token (``sessions.judge_refresh``) and write what that says.
 
-        Of any number of attempts with one generation, at any number of nodes, at most one is ``Advanced``.
+        Of any number of attempts with one generation, at any number of nodes, at most one is ``Advanced``. While somebody else
+        holds the session it is tried again, for some seconds, and nobody else is kept waiting; then ``Unavailable`` is raised.
         """
         ...
 
