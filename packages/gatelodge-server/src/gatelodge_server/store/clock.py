@@ -8,7 +8,7 @@ own clock (``now`` and what is reckoned from it) is taken for durations: moved b
 from collections.abc import Callable
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, select
+from sqlalchemy import BigInteger, ColumnElement, Connection, String, cast, func, select
 from sqlalchemy.ext.compiler import compiles
 
 from gatelodge_server.core.model import Instant
@@ -50,6 +50,16 @@ def store_now(connection: Connection) -> Instant | None:
     if connection.dialect.name == "sqlite":
         return None
     return int(connection.execute(select(STORE_TIME)).scalar_one())
+
+
+def clock_name(connection: Connection) -> str:
+    """What tells the store's clock from others, which databases had that this one has taken the place of. Empty: it has none.
+
+    It is another also when the same server is started anew. What was written by another clock says when only among its like.
+    """
+    if connection.dialect.name == "sqlite":
+        return ""
+    return str(connection.execute(select(cast(func.pg_postmaster_start_time(), String))).scalar_one())
 
 
 def shared_now(connection: Connection, *, read: Instant | None = None) -> Instant | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Connection, and_, delete, func, or_, select, update
+from sqlalchemy import Connection, and_, case, delete, func, or_, select, update
 
 from gatelodge.errors import CredentialRevoked
 from gatelodge_server.core.model import Change, Duration, EndCause, Instant, KeyPurpose, PartnerStatus
@@ -22,7 +22,7 @@ from gatelodge_server.core.revocations import (
     partner_end,
     signing_key_end,
 )
-from gatelodge_server.store.clock import time_of
+from gatelodge_server.store.clock import clock_name, time_of
 from gatelodge_server.store.races import Turn, insert_unless_there, unheld, wait_for_turn
 from gatelodge_server.store.tables import change, company, credential, partner, signing_key, verifier
 from gatelodge_server.store.trail import last_change, list_changes
@@ -154,14 +154,15 @@ def acknowledge_steps(connection: Connection, said: Sequence[Acknowledgement]) -
     if len(connection.execute(select(verifier.c.id).where(verifier.c.id.in_(names))).all()) < len(names):
         # Before any row is locked. Those who are there already, which are nearly all, wait for nobody.
         wait_for_turn(connection, Turn.COUNTING_VERIFIERS)
+    clock = clock_name(connection)
     # In one order everywhere, so that nodes do not wait for each other in a circle.
     for place, one in sorted(enumerate(said), key=lambda pair: (pair[1].verifier, pair[0])):
-        outcomes[place] = Refused(StepNotFound) if one.sequence > last else _note(connection, one)
+        outcomes[place] = Refused(StepNotFound) if one.sequence > last else _note(connection, one, clock)
     return [outcomes[place] for place in range(len(said))]
 
 
-def _note(connection: Connection, said: Acknowledgement) -> Refused | None:
-    values = {"sequence": said.sequence, "seen_at": time_of(connection, said.now)}
+def _note(connection: Connection, said: Acknowledgement, clock: str) -> Refused | None:
+    values = {"sequence": said.sequence, "seen_at": time_of(connection, said.now), "clock": clock}
     own = update(verifier).where(verifier.c.id == said.verifier).values(values)
     if connection.execute(own).rowcount:
         return None
@@ -180,12 +181,23 @@ def count_reach(connection: Connection, asked: Sequence[tuple[int, Duration, Ins
 
 def _count_reach(connection: Connection, sequence: int, within: Duration, now: Instant) -> Reach:
     has_applied = func.count().filter(verifier.c.sequence >= sequence)
-    query = select(func.count(), has_applied).where(verifier.c.seen_at > time_of(connection, now) - within)
-    verifiers, acknowledged = connection.execute(query).one()
+    # Those whom only the clock of an earlier leader has seen count if they were there when it was read last. How long ago that
+    # was the present one cannot say, and to be told of one too many does no harm.
+    other = select(verifier.c.clock, func.max(verifier.c.seen_at).label("seen_at")).group_by(verifier.c.clock).subquery()
+    is_present = verifier.c.clock == clock_name(connection)
+    counted_at = case((is_present, time_of(connection, now)), else_=other.c.seen_at)
+    query = select(func.count(), has_applied).join_from(verifier, other, other.c.clock == verifier.c.clock)
+    verifiers, acknowledged = connection.execute(query.where(verifier.c.seen_at > counted_at - within)).one()
     return Reach(sequence, int(verifiers), int(acknowledged))
 
 
 def forget_verifiers(connection: Connection, away_for: Duration, now: Instant) -> int:
-    """Delete those that have been away for long."""
+    """Delete those that have been away for long. Those whom an earlier leader's clock has seen age by the present one now."""
+    clock = clock_name(connection)
+    others = select(verifier.c.clock, func.max(verifier.c.seen_at)).where(verifier.c.clock != clock).group_by(verifier.c.clock)
+    for other, last_seen_at in connection.execute(others).all():
+        aged = verifier.c.seen_at + (time_of(connection, now) - last_seen_at)
+        theirs = update(verifier).where(unheld(verifier, verifier.c.clock == other))
+        connection.execute(theirs.values(seen_at=aged, clock=clock))
     seen_before = time_of(connection, now) - away_for
     return connection.execute(delete(verifier).where(unheld(verifier, verifier.c.seen_at < seen_before))).rowcount

@@ -307,10 +307,12 @@ Index("ix_change_at", change.c.at)
 verifier = Table(
     "verifier",
     metadata,
-    # One row for each that follows the feed of revocations: which step it has applied, and when it was last heard.
+    # One row for each that follows the feed of revocations: which step it has applied, and when it was last heard, and by whose
+    # clock that was.
     Column("id", String(64), primary_key=True),
     Column("sequence", BigInteger, nullable=False),
     Column("seen_at", BigInteger, nullable=False),
+    Column("clock", String(40), nullable=False, server_default=text("''")),
 )
 
 audit = Table(
