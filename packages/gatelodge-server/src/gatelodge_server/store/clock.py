@@ -8,8 +8,9 @@ own clock (``now`` and what is reckoned from it) is taken for durations: moved b
 from collections.abc import Callable
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, String, cast, func, select
+from sqlalchemy import BigInteger, Connection, String, cast, func, select
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
 from gatelodge_server.core.model import Instant
 
@@ -22,8 +23,9 @@ _CLOCK: Final = "gatelodge.clock"
 """Under this name a connection knows a clock that takes the place of the database's."""
 
 
-class _StoreTime(ColumnElement[int]):
-    inherit_cache = True
+class _StoreTime(FunctionElement[int]):
+    inherit_cache = True  # or every statement with it would be written anew each time
+    name = "store_time"
     type = BigInteger()
 
 

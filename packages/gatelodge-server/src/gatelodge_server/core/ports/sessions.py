@@ -20,7 +20,8 @@ class LoginAttempt(NamedTuple):
     def at(self, now: Instant) -> "LoginAttempt":
         """The same at another moment: the session is to live as long."""
         later = now - self.now
-        return self._replace(now=now, expires_at=self.expires_at + later, retires_at=self.retires_at + later)
+        key_id, digest, session_id, _, expires_at, retires_at = self
+        return LoginAttempt(key_id, digest, session_id, now, expires_at + later, retires_at + later)
 
 
 class Opened(NamedTuple):
@@ -42,7 +43,8 @@ class RefreshAttempt(NamedTuple):
 
     def at(self, now: Instant) -> "RefreshAttempt":
         """The same at another moment: the successor is to live as long."""
-        return self._replace(now=now, expires_at=self.expires_at + now - self.now)
+        session_id, generation, retry, before, expires_at = self
+        return RefreshAttempt(session_id, generation, retry, now, expires_at + now - before)
 
 
 class Advanced(NamedTuple):
