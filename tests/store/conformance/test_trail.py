@@ -6,7 +6,7 @@ import pytest
 from backends import until
 from given import START, a_company, a_key, a_login, a_partner, a_refresh
 
-from gatelodge_server.core.model import PartnerStatus, SessionEnd, Tier
+from gatelodge_server.core.model import DAY, PartnerStatus, SessionEnd, Tier
 from gatelodge_server.core.ports import Refused
 
 
@@ -143,3 +143,10 @@ async def test_of_many_changes_at_once_by_two_nodes_each_is_heard_by_whoever_wai
 
     outcomes = await asyncio.gather(*(add(number) for number in range(40)))
     assert sorted(outcomes) == list(range(1, 41))
+
+
+async def test_a_store_tells_the_time_by_its_own_clock_and_one_without_by_the_askers(store, backend):
+    assert await store.tell_time(now=START) == START
+    with_clock = backend.open(store_now=lambda _: START + DAY)
+    assert await with_clock.tell_time(now=START) == START + DAY
+    await with_clock.close()
