@@ -161,8 +161,8 @@ def _check_connections(connection: Connection, settings: Settings) -> str:
     own = connection.execute(text("SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user")).scalar_one()
     most = most if own < 0 else min(most, own)
     used = connection.execute(text("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")).scalar_one()
-    # Two more each: one listens, one asks who leads.
-    wanted = settings.workers * (settings.database_pool + 2)
+    # One more each, which listens.
+    wanted = settings.workers * (settings.database_pool + 1)
     if wanted > most:
         raise _NotFine(f"this node may want {wanted}, it may have {most}: lower database_pool, or raise max_connections")
     return f"{used} of {most} in use; this node wants {wanted} at most"

@@ -11,14 +11,12 @@ led when it was asked for; and what is read from that server afterwards is at le
 3. A proof of another server takes the place of the one that was believed before. So there is one that is believed, and what it
    says does not go back.
 4. Whoever does not prove it in time is doubted: its connections are given up, and of several hosts it is tried last. It leads
-   still, and its standby is away; or it does not, and another does. It is not asked again while it owes an answer: a commit
-   that waits keeps its connection on the server, whoever has gone away.
+   still, and its standby is away; or it does not, and another does.
 """
 
-import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol
+from collections.abc import Callable
+from typing import Final
 
 from gatelodge_server.core.following import MAX_STALENESS
 
@@ -32,8 +30,6 @@ TRUST: Final = 4.0
 """Seconds after a proof for which a reading may begin: it is over before the maximum staleness is."""
 PROOF_PATIENCE: Final = 3.0
 """Seconds within which a proof is given."""
-_OWED: Final = 60.0
-"""Seconds after which an answer is not waited for any more: the connection may have been lost without a word."""
 UNPROVEN: Final = "no standby confirms what is committed: the server may not lead any more"
 _NEVER: Final = float("-inf")
 
@@ -55,10 +51,6 @@ class Leader:
     def has_proved(self, server: str, *, since: float) -> bool:
         """Whether this server leads, by a proof that was asked for at this moment or later."""
         return server == self._server and self._proved_at >= since
-
-    def is_known(self, *, since: float) -> bool:
-        """Whether any server has."""
-        return self._server is not None and self._proved_at >= since
 
     def is_due(self) -> bool:
         """Whether the proof ought to be renewed."""
@@ -91,117 +83,3 @@ class Leader:
     def doubts(self, server: str) -> int:
         """How often this server has been doubted."""
         return self._doubts[server]
-
-
-class Witness(Protocol):
-    """A connection of asyncpg's that knows its server."""
-
-    server: str
-
-    async def execute(self, query: str) -> Any:  # noqa: ANN401 - asyncpg's
-        """Run a statement in a transaction of its own."""
-        ...
-
-    def is_usable(self, leader: Leader) -> bool:
-        """Whether its server has not been doubted since it was made."""
-        ...
-
-    def is_closed(self) -> bool:
-        """Whether it is lost."""
-        ...
-
-    def terminate(self) -> None:
-        """Hang up."""
-        ...
-
-
-class Prover:
-    """Asks for proofs, one after the other, on a connection of its own. Belongs to one event loop.
-
-    ``on_other`` is called when it is another server than before that leads.
-    """
-
-    def __init__(
-        self,
-        leader: Leader,
-        *,
-        connect: Callable[[], Awaitable[Witness]],
-        monotonic: Callable[[], float],
-        on_fault: Callable[[str], None],
-        on_other: Callable[[], None],
-    ) -> None:
-        self._leader = leader
-        self._connect = connect
-        self._monotonic = monotonic
-        self._on_fault = on_fault
-        self._on_other = on_other
-        self._asking: asyncio.Task[None] | None = None
-        self._witness: Witness | None = None
-        self._owing: dict[str, Witness] = {}
-
-    async def prove(self, *, since: float) -> None:
-        """Return when some server has proved that it led at this moment or later.
-
-        Raises ``NotLeadingError`` or what connecting and asking raise.
-        """
-        while not self._leader.is_known(since=since):
-            if self._asking is None:
-                self._asking = asyncio.create_task(self._ask())
-                self._asking.add_done_callback(self._end)
-            # Shielded: who goes away does not cut an answer short.
-            await asyncio.shield(self._asking)
-
-    def _end(self, asking: asyncio.Task[None]) -> None:
-        self._asking = None
-        if not asking.cancelled():
-            asking.exception()  # those who wait hear of it
-
-    async def _find_witness(self) -> Witness:
-        witness, self._witness = self._witness, None
-        if witness is not None and (witness.is_closed() or not witness.is_usable(self._leader)):
-            witness.terminate()
-            witness = None
-        if witness is None:
-            witness = await self._connect()
-        if witness.server in self._owing:
-            witness.terminate()
-            raise NotLeadingError(UNPROVEN)
-        return witness
-
-    async def _ask(self) -> None:
-        witness = await self._find_witness()
-        asked_at = self._monotonic()
-        answering = asyncio.create_task(witness.execute(PROOF))
-        await asyncio.wait((answering,), timeout=PROOF_PATIENCE)
-        if not answering.done():
-            self._on_fault(UNPROVEN)  # once, while it owes the answer
-            self._leader.doubt(witness.server)
-            self._owe(witness, answering)
-            raise NotLeadingError(UNPROVEN)
-        answering.result()
-        self._witness = witness
-        if self._leader.note(witness.server, asked_at=asked_at):
-            self._on_other()
-
-    def _owe(self, witness: Witness, answering: asyncio.Task[Any]) -> None:
-        """Wait for an answer all the same. Not cancelled: a server that is told not to wait says that it has committed."""
-        self._owing[witness.server] = witness
-        giving_up = asyncio.get_running_loop().call_later(_OWED, witness.terminate)
-
-        def answered(task: asyncio.Task[Any]) -> None:
-            giving_up.cancel()
-            del self._owing[witness.server]
-            witness.terminate()
-            if not task.cancelled():
-                task.exception()
-
-        answering.add_done_callback(answered)
-
-    def close(self) -> None:
-        """Let go of the connections."""
-        if self._asking is not None:
-            self._asking.cancel()
-        for witness in (self._witness, *self._owing.values()):
-            if witness is not None:
-                witness.terminate()
-        self._witness = None

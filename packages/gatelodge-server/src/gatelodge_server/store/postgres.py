@@ -32,7 +32,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 from gatelodge.errors import Unavailable
 from gatelodge_server.store.address import PostgresAddress
 from gatelodge_server.store.faults import DatabaseFault
-from gatelodge_server.store.leading import NAME, TRUST, Leader, NotLeadingError, Prover
+from gatelodge_server.store.leading import NAME, PROOF, PROOF_PATIENCE, TRUST, UNPROVEN, Leader, NotLeadingError
 from gatelodge_server.store.trail import LAST_CHANGE
 
 Result = TypeVar("Result")
@@ -50,8 +50,6 @@ UPGRADE_PATIENCE: Final = 60.0
 _CONNECT_TIMEOUT: Final = 3.0
 _HEAD_START: Final = 0.3
 """Seconds that one of several hosts has before the next is tried too."""
-_COURTESY: Final = 1.0
-"""Seconds for which others are waited for when the one that is doubted is there."""
 _LONGEST: Final = 1024
 """How many transactions wait for a connection at most."""
 _TRIES: Final = 8
@@ -118,12 +116,8 @@ async def connect(
             if left:
                 trying.add(asyncio.create_task(_connect_to(left.pop(0), address, application, leader)))
             done, trying = await asyncio.wait(
-                trying,
-                timeout=_HEAD_START if left else _COURTESY if spare else None,
-                return_when=asyncio.FIRST_COMPLETED,
+                trying, timeout=_HEAD_START if left else None, return_when=asyncio.FIRST_COMPLETED
             )
-            if spare and not (done or left):
-                break
             found = [task.result() for task in done if task.exception() is None]
             spare += [one for one in found if leader.is_doubted(one.server)]
             good = [one for one in found if one not in spare]
@@ -288,13 +282,7 @@ class PostgresDriver:
         self._on_fault = on_fault
         self._monotonic = monotonic
         self._leader = Leader(monotonic=monotonic)
-        self._prover = Prover(
-            self._leader,
-            connect=lambda: connect(address, application="gatelodge-proof", leader=self._leader),
-            monotonic=monotonic,
-            on_fault=on_fault,
-            on_other=self._ring,  # what was heard from the one before may be older than thought
-        )
+        self._proving = asyncio.Lock()
         self._renewing: asyncio.Task[None] | None = None
         self._engine = postgres_engine(address, pool=pool, leader=self._leader)
         self._reading = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -445,26 +433,47 @@ class PostgresDriver:
 
     async def _assure(self, connection: AsyncConnection, since: float) -> None:
         """Have the server of a connection prove that it leads, unless it has since then. Raises ``NotLeadingError``."""
-        server = _raw(connection).server
-        if self._leader.has_proved(server, since=since):
+        raw = _raw(connection)
+        if self._leader.has_proved(raw.server, since=since):
             if self._leader.is_due() and self._renewing is None:
                 self._renewing = asyncio.create_task(self._renew())
                 self._under_way.add(self._renewing)
                 self._renewing.add_done_callback(self._end)
             return
+        async with self._proving:
+            if self._leader.has_proved(raw.server, since=since):
+                return
+            try:
+                await self._prove(raw)
+            except BaseException:
+                await _throw_away(connection)
+                raise
+
+    async def _prove(self, raw: ServerConnection) -> None:
+        if not raw.is_usable(self._leader):
+            raise NotLeadingError("somebody else has waited for its proof in vain")
+        asked_at = self._monotonic()
+        asking = asyncio.create_task(raw.execute(PROOF))
         try:
-            await self._prover.prove(since=since)
-        except BaseException:
-            await _throw_away(connection)
+            await asyncio.wait((asking,), timeout=PROOF_PATIENCE)
+        except asyncio.CancelledError:
+            self._on_fault(UNPROVEN)  # whoever asked hears only that its time is over
             raise
-        if not self._leader.has_proved(server, since=since):
-            await _throw_away(connection)
-            raise NotLeadingError("another server leads")
+        finally:
+            if not asking.done():
+                self._leader.doubt(raw.server)
+                raw.terminate()  # not cancelled, as in `commit`
+                asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+        if not asking.done():
+            raise NotLeadingError(UNPROVEN)
+        asking.result()
+        if self._leader.note(raw.server, asked_at=asked_at):
+            self._ring()  # what was heard from the one before may be older than thought
 
     async def _renew(self) -> None:
         try:
-            async with asyncio.timeout(PATIENCE):
-                await self._prover.prove(since=self._monotonic())
+            async with asyncio.timeout(PATIENCE), contextlib.aclosing(await self._connect(self._engine)) as connection:
+                await self._assure(connection, self._monotonic())
         except FAULTS as fault:
             self._on_fault(say(fault))
         finally:
@@ -474,7 +483,6 @@ class PostgresDriver:
         """Finish what has begun and let go of the connections."""
         if self._under_way:
             await asyncio.wait(self._under_way)
-        self._prover.close()
         await self._engine.dispose()
 
 
