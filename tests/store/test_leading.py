@@ -10,14 +10,18 @@ from standby import Pair
 
 from gatelodge.errors import Unavailable
 from gatelodge_server.core.following import MAX_STALENESS, ChangeFollower
+from gatelodge_server.core.model import SessionEnd
+from gatelodge_server.store import postgres
 from gatelodge_server.store.address import parse_address
 from gatelodge_server.store.leading import NAME, PROOF, PROOF_PATIENCE, RENEWAL, TRUST, Leader
 from gatelodge_server.store.migrate import upgrade
 from gatelodge_server.store.postgres import PATIENCE, PostgresDriver, connect
 from gatelodge_server.store.store import SqlStore
 from gatelodge_server.store.tables import tier
+from gatelodge_server.store.trail import append_change
 
 NOW = 1_000.0
+SOME_SESSION = bytes(16)
 
 
 # --- What one process knows -----------------------------------------------------------------------------------------------
@@ -192,9 +196,9 @@ async def test_r72_without_its_standby_a_leader_is_not_believed_and_with_it_agai
     pair.standby.freeze()
     assert (await store.find_key(key.id)).ends_at is None
     clock.forward(TRUST + 0.001)
-    for verb in (store.ping(), store.find_key(key.id), store.list_changes(after=0, limit=1), store.last_change()):
-        with pytest.raises(Unavailable):
-            await verb
+    verbs = (store.ping(), store.find_key(key.id), store.list_changes(after=0, limit=1), store.last_change())
+    refused = await asyncio.gather(*verbs, return_exceptions=True)
+    assert [type(fault) for fault in refused] == [Unavailable] * 4
     assert "no standby confirms" in " ".join(backend.faults)
     pair.standby.thaw()
     assert (await until_good(lambda: store.find_key(key.id))).ends_at is None
@@ -229,6 +233,38 @@ async def test_r72_the_feed_tells_what_was_so_when_it_was_asked(pair, store, key
     clock.forward(0.001)
     tail = await until_good(lambda: store.read_revocations(after=before, limit=10))
     assert [one.sequence for one in tail.revocations] == [done.sequence]
+
+
+async def test_r35_who_logs_out_of_a_session_that_the_old_leader_does_not_know_is_not_told_that_it_has_ended(pair, store):
+    assert await store.end_session(SOME_SESSION, cause=SessionEnd.LOGOUT, now=START, by="test") is None
+    pair.standby.freeze()
+    with pytest.raises(Unavailable):
+        await store.end_session(SOME_SESSION, cause=SessionEnd.LOGOUT, now=START, by="test")
+
+
+async def test_a_server_is_not_doubted_for_want_of_time_to_ask(pair, driver, clock, monkeypatch):
+    await driver.read(read_name)
+    monkeypatch.setattr(postgres, "PROOF_PATIENCE", 10 * postgres.PATIENCE)
+    monkeypatch.setattr(postgres, "PATIENCE", 0.5)
+    pair.standby.freeze()
+    clock.forward(TRUST + 0.001)
+    with pytest.raises(Unavailable):
+        await driver.read(read_name)
+    assert not driver._leader.is_doubted(pair.leader.run_sql(NAME)[0][0])
+
+
+async def test_what_is_read_after_a_change_is_read_from_where_it_was_made(pair, driver, clock):
+    """A pool may still have connections to the leader before, which is believed for a while."""
+    await driver.read(read_name)
+    await asyncio.to_thread(pair.standby.promote)
+    old, new = (server.run_sql(NAME)[0][0] for server in (pair.leader, pair.standby))
+    there = PostgresDriver(parse_address(pair.standby.url("lodge")), on_fault=pytest.fail, monotonic=clock)
+    there._leader = driver._leader
+    clock.forward(0.001)
+    await there.write(lambda connection: append_change(connection, "tier", "starter", START))
+    await there.close()
+    assert driver._leader.is_doubted(old)
+    assert await until_good(lambda: driver.read(read_name)) == new
 
 
 async def test_fifty_who_read_at_once_wait_for_one_proof(pair, driver, clock):

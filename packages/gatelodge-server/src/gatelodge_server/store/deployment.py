@@ -26,6 +26,8 @@ def settle_marking(connection: Connection, wanted: Marking) -> Marking:
 
     Whoever makes a partner holds the marking (``hold_marking``), so nobody marks anything with one that is being changed.
     """
+    if find_marking(connection) == wanted:  # as nearly always: then nothing is locked, which who makes a partner waits for
+        return wanted
     row = connection.execute(select(deployment).with_for_update()).one_or_none()
     if row is None:
         insert_unless_there(connection, deployment, {"id": _THE_ONE, **wanted._asdict()})

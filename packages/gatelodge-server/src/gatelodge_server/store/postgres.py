@@ -74,6 +74,7 @@ _PREPARED_BEFORE: Final = "0A000"
 _SERVER_SETTINGS: Final = {
     "application_name": "gatelodge",
     "synchronous_commit": "on",
+    "default_transaction_isolation": "read committed",
     "timezone": "UTC",
     # A time limit that strikes while a commit waits for its standby would make it a commit without one. Ours are our own.
     "statement_timeout": "0",
@@ -413,7 +414,7 @@ class PostgresDriver:
                     outcome, has_changed = await connection.run_sync(_run_verb, verb)
                     if has_changed:
                         await connection.exec_driver_sql(f"NOTIFY {_CHANNEL}")
-                progress.is_committing = True
+                progress.is_committing, asked_at, server = True, self._monotonic(), _raw(connection).server
                 await commit(connection)
         except FAULTS as fault:
             if progress.is_committing:
@@ -421,6 +422,7 @@ class PostgresDriver:
                 raise Unavailable from fault
             raise _NotCommittedError(fault) from fault
         if has_changed:
+            self._leader.note(server, asked_at=asked_at)  # what is read next must not come from another that led before
             self._ring()
         return outcome
 
@@ -456,17 +458,19 @@ class PostgresDriver:
         asking = asyncio.create_task(raw.execute(PROOF))
         try:
             await asyncio.wait((asking,), timeout=PROOF_PATIENCE)
-        except asyncio.CancelledError:
-            self._on_fault(UNPROVEN)  # whoever asked hears only that its time is over
-            raise
+            if not asking.done():  # and not, if whoever asked had too little time left: that says nothing of the server
+                self._leader.doubt(raw.server)
+                self._on_fault(UNPROVEN)  # another attempt follows, and whoever asked hears only of that
         finally:
             if not asking.done():
-                self._leader.doubt(raw.server)
                 raw.terminate()  # not cancelled, as in `commit`
                 asking.add_done_callback(lambda task: task.cancelled() or task.exception())
         if not asking.done():
             raise NotLeadingError(UNPROVEN)
-        asking.result()
+        try:
+            asking.result()
+        except asyncpg.PostgresError as fault:
+            raise NotLeadingError(say(fault)) from fault
         if self._leader.note(raw.server, asked_at=asked_at):
             self._ring()  # what was heard from the one before may be older than thought
 
@@ -481,7 +485,7 @@ class PostgresDriver:
 
     async def close(self) -> None:
         """Finish what has begun and let go of the connections."""
-        if self._under_way:
+        while self._under_way:  # one that ends may have begun another
             await asyncio.wait(self._under_way)
         await self._engine.dispose()
 

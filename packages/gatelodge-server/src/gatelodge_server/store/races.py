@@ -41,7 +41,7 @@ class Turn(IntEnum):
     COUNTING_MAILS = 0x6761_7465_0003
     """Mails are counted, and one more is queued. To be asked for before anything is locked."""
     COUNTING_VERIFIERS = 0x6761_7465_0004
-    """Verifiers are counted, and one more is let in. To be asked for before anything is locked."""
+    """Verifiers are counted, and some more are let in."""
 
 
 def wait_for_turn(connection: Connection, turn: Turn) -> None:

@@ -22,8 +22,9 @@ from gatelodge_server.core.revocations import (
     partner_end,
     signing_key_end,
 )
+from gatelodge_server.store.batch import BUSY, Busy
 from gatelodge_server.store.clock import clock_name, time_of
-from gatelodge_server.store.races import Turn, insert_unless_there, unheld, wait_for_turn
+from gatelodge_server.store.races import Turn, insert_unless_there, take_turn, unheld
 from gatelodge_server.store.tables import change, company, credential, partner, signing_key, verifier
 from gatelodge_server.store.trail import last_change, list_changes
 
@@ -147,27 +148,41 @@ def _step_before(connection: Connection, since: Instant) -> Change | None:
     return Change(*row) if row is not None else None
 
 
-def acknowledge_steps(connection: Connection, said: Sequence[Acknowledgement]) -> list[Refused | None]:
-    """Note what verifiers have applied. What one said last counts, also where that is less: it may have begun anew."""
-    last, outcomes = last_change(connection), dict[int, Refused | None]()
+def acknowledge_steps(connection: Connection, said: Sequence[Acknowledgement]) -> list[Refused | Busy | None]:
+    """Note what verifiers have applied. What one said last counts, also where that is less: it may have begun anew.
+
+    One that is new is ``Busy`` while another node lets some in: those that are known, which are nearly all, wait for nobody.
+    """
+    last, outcomes = last_change(connection), dict[int, Refused | Busy | None]()
     names = {one.verifier for one in said}
-    if len(connection.execute(select(verifier.c.id).where(verifier.c.id.in_(names))).all()) < len(names):
-        # Before any row is locked. Those who are there already, which are nearly all, wait for nobody.
-        wait_for_turn(connection, Turn.COUNTING_VERIFIERS)
+    known = connection.execute(select(verifier.c.id).where(verifier.c.id.in_(names))).scalars().all()
+    newcomers = _judge_newcomers(connection) if len(known) < len(names) else BUSY
     clock = clock_name(connection)
     # In one order everywhere, so that nodes do not wait for each other in a circle.
     for place, one in sorted(enumerate(said), key=lambda pair: (pair[1].verifier, pair[0])):
-        outcomes[place] = Refused(StepNotFound) if one.sequence > last else _note(connection, one, clock)
+        outcomes[place] = Refused(StepNotFound) if one.sequence > last else _note(connection, one, clock, newcomers)
     return [outcomes[place] for place in range(len(said))]
 
 
-def _note(connection: Connection, said: Acknowledgement, clock: str) -> Refused | None:
+def _judge_newcomers(connection: Connection) -> Refused | Busy | None:
+    """Why nobody who is new can be let in; ``None``: as many can as there is room for."""
+    if _is_full(connection):
+        return Refused(TooManyRequests)
+    return None if take_turn(connection, Turn.COUNTING_VERIFIERS) else BUSY
+
+
+def _is_full(connection: Connection) -> bool:
+    return bool(connection.execute(select(func.count()).select_from(verifier)).scalar_one() >= VERIFIERS_MAX)
+
+
+def _note(connection: Connection, said: Acknowledgement, clock: str, newcomers: Refused | Busy | None) -> Refused | Busy | None:
     values = {"sequence": said.sequence, "seen_at": time_of(connection, said.now), "clock": clock}
     own = update(verifier).where(verifier.c.id == said.verifier).values(values)
     if connection.execute(own).rowcount:
         return None
-    wait_for_turn(connection, Turn.COUNTING_VERIFIERS)  # it is ours already, unless the row was deleted a moment ago
-    if connection.execute(select(func.count()).select_from(verifier)).scalar_one() >= VERIFIERS_MAX:
+    if newcomers is not None:  # ``Busy`` also for one that was known, and was forgotten a moment ago
+        return newcomers
+    if _is_full(connection):
         return Refused(TooManyRequests)
     insert_unless_there(connection, verifier, {"id": said.verifier, **values})
     connection.execute(own)

@@ -37,6 +37,7 @@ from gatelodge_server.core.sessions import judge_refresh
 from gatelodge_server.store.batch import BUSY, Busy
 from gatelodge_server.store.clock import STORE_TIME, shared_now
 from gatelodge_server.store.keys import STANDING_COLUMNS, WITH_HOLDER, note_first_use, read_presented, standing_of
+from gatelodge_server.store.leading import prove_leading
 from gatelodge_server.store.outbox import queue_notice
 from gatelodge_server.store.races import Turn, take_turn, unheld
 from gatelodge_server.store.tables import credential, partner, session
@@ -60,10 +61,11 @@ _FIND = (
     .select_from(session.join(WITH_HOLDER, credential.c.id == session.c.credential_id))
     .where(session.c.id.in_(bindparam("ids", expanding=True)))
 )
-_FIND_NOW = _FIND.add_columns(STORE_TIME)
 # Who locks many sessions waits for none of them: neither do nodes wait for each other in a circle, nor a whole batch for one
-# session. SQLite has one writer at a time and no row locks: SQLAlchemy leaves the clause out there.
-_LOCK_FREE = select(session.c.id).where(session.c.id.in_(bindparam("ids", expanding=True))).with_for_update(skip_locked=True)
+# session. A session that has changed since the statement began is read as it is when it is locked. SQLite has one writer at a
+# time and no row locks: SQLAlchemy leaves the clause out there.
+_HOLD = _FIND.add_columns(STORE_TIME).with_for_update(of=session, skip_locked=True)
+_ARE_THERE = select(session.c.id).where(session.c.id.in_(bindparam("ids", expanding=True)))
 _WRITE = (
     update(session)
     .where(session.c.id == bindparam("session_id"))
@@ -158,18 +160,18 @@ def advance_sessions(connection: Connection, attempts: Sequence[RefreshAttempt])
     change sequence. Nobody in the batch waits for either.
     """
     ids = list({attempt.session_id for attempt in attempts})
-    held = set(connection.execute(_LOCK_FREE, {"ids": ids}).scalars())
-    # Read only now: a key that was revoked before the rows were locked would be read as it was before.
-    rows = connection.execute(_FIND_NOW, {"ids": ids}).all()
+    rows = connection.execute(_HOLD, {"ids": ids}).all()
     now = shared_now(connection, read=rows[0].store_time) if rows else None
     found = {row[0]: _session_of(row[:-1]) for row in rows}
+    missed = [session_id for session_id in ids if session_id not in found]
+    held_by_others = set(connection.execute(_ARE_THERE, {"ids": missed}).scalars()) if missed else set[bytes]()
     outcomes: list[RefreshOutcome | Busy] = []
     changed: dict[bytes, Session] = {}
     for asked in attempts:
-        state = found.get(asked.session_id)
-        if state is not None and asked.session_id not in held:
+        if asked.session_id in held_by_others:
             outcomes.append(BUSY)
             continue
+        state = found.get(asked.session_id)
         attempt = asked if now is None else asked.at(now)
         outcome = judge_refresh(state, attempt)
         if isinstance(outcome, Condemned) and not take_turn(connection, Turn.APPENDING):
@@ -225,7 +227,11 @@ def end_session(connection: Connection, session_id: bytes, cause: SessionEnd, no
     """End a session that has not ended yet."""
     own = select(session.c.ended_at).where(session.c.id == session_id)
     row = connection.execute(own.with_for_update()).one_or_none()
-    if row is None or row.ended_at is not None:
+    if row is None:
+        # It is said to have ended. That must come from a server that leads, and nothing else is written here.
+        prove_leading(connection)
+        return None
+    if row.ended_at is not None:
         return None
     connection.execute(update(session).where(session.c.id == session_id).values(ended_at=now, end_cause=cause.value))
     ended = find_sessions(connection, [session_id])[0]
