@@ -41,7 +41,7 @@ endef
 
 test: $(STAMP)  ## run every test, against real processes and sockets
 	$(call need,curl haproxy nginx sqlite3 strace systemd-analyze=systemd)
-	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: $(STAMP)  ## lint, types, import contracts: under a minute
 	@$(BIN)/ruff format --check --quiet .
