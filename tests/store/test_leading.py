@@ -11,7 +11,6 @@ from standby import Pair
 from gatelodge.errors import Unavailable
 from gatelodge_server.core.following import MAX_STALENESS, ChangeFollower
 from gatelodge_server.core.model import SessionEnd
-from gatelodge_server.store import postgres
 from gatelodge_server.store.address import parse_address
 from gatelodge_server.store.leading import NAME, PROOF, PROOF_PATIENCE, RENEWAL, TRUST, Leader
 from gatelodge_server.store.migrate import upgrade
@@ -240,17 +239,6 @@ async def test_r35_who_logs_out_of_a_session_that_the_old_leader_does_not_know_i
     pair.standby.freeze()
     with pytest.raises(Unavailable):
         await store.end_session(SOME_SESSION, cause=SessionEnd.LOGOUT, now=START, by="test")
-
-
-async def test_a_server_is_not_doubted_for_want_of_time_to_ask(pair, driver, clock, monkeypatch):
-    await driver.read(read_name)
-    monkeypatch.setattr(postgres, "PROOF_PATIENCE", 10 * postgres.PATIENCE)
-    monkeypatch.setattr(postgres, "PATIENCE", 0.5)
-    pair.standby.freeze()
-    clock.forward(TRUST + 0.001)
-    with pytest.raises(Unavailable):
-        await driver.read(read_name)
-    assert not driver._leader.is_doubted(pair.leader.run_sql(NAME)[0][0])
 
 
 async def test_what_is_read_after_a_change_is_read_from_where_it_was_made(pair, driver, clock):

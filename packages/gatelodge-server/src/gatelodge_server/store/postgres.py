@@ -458,11 +458,12 @@ class PostgresDriver:
         asking = asyncio.create_task(raw.execute(PROOF))
         try:
             await asyncio.wait((asking,), timeout=PROOF_PATIENCE)
-            if not asking.done():  # and not, if whoever asked had too little time left: that says nothing of the server
-                self._leader.doubt(raw.server)
-                self._on_fault(UNPROVEN)  # another attempt follows, and whoever asked hears only of that
         finally:
             if not asking.done():
+                # Also if whoever asked had little time left. While a leader is frozen all come late, and each that asked it
+                # anew would leave one more connection to wait there.
+                self._leader.doubt(raw.server)
+                self._on_fault(UNPROVEN)  # another attempt may follow, and whoever asked hears only of that
                 raw.terminate()  # not cancelled, as in `commit`
                 asking.add_done_callback(lambda task: task.cancelled() or task.exception())
         if not asking.done():
