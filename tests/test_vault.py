@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gatelodge_server.core.refresh_tokens import RefreshTokens
 from gatelodge_server.core.secrets import Secret
-from gatelodge_server.vault import MasterKeyFault, MasterKeys, Vault, system_entropy
+from gatelodge_server.vault import MasterKeyFault, MasterKeys, Vault, make_key_file, system_entropy
 
 OLD, NEW = bytes(range(32)), bytes(range(100, 132))
 
@@ -41,6 +41,12 @@ def write(path, text, mode=0o600):
 
 
 # --- Reading keys ---
+
+
+def made(path, entropy):
+    """The keys of a file that is made if it is not there."""
+    make_key_file(path, entropy)
+    return MasterKeys.load(path)
 
 
 def test_keys_are_read_newest_first():
@@ -110,7 +116,7 @@ def test_a_file_that_is_no_text_is_told_and_not_shown(path):
 
 
 def test_a_key_is_made_for_its_owner_alone(path):
-    keys = MasterKeys.create(path, os.urandom)
+    keys = made(path, os.urandom)
     assert path.stat().st_mode & 0o777 == 0o600
     assert MasterKeys.load(path).keys == keys.keys
     assert len(keys.keys) == 1
@@ -118,8 +124,8 @@ def test_a_key_is_made_for_its_owner_alone(path):
 
 
 def test_a_key_that_is_there_is_never_replaced(path):
-    first = MasterKeys.create(path, os.urandom)
-    assert MasterKeys.create(path, os.urandom).keys == first.keys
+    first = made(path, os.urandom)
+    assert made(path, os.urandom).keys == first.keys
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -128,7 +134,7 @@ def test_what_a_crash_left_behind_does_no_harm(path):
     drafts = [path.with_name(f".{path.name}.{pid}") for pid in (os.getpid(), 1)]
     for draft in drafts:
         write(draft, "half a key, or much more than one " * 100)
-    keys = MasterKeys.create(path, os.urandom)
+    keys = made(path, os.urandom)
     assert MasterKeys.load(path).keys == keys.keys
     assert path.read_text().count("\n") == 1
 
@@ -138,20 +144,22 @@ def test_a_crash_before_the_key_has_its_name_leaves_no_key(path):
         raise SystemExit
 
     with pytest.raises(SystemExit):
-        MasterKeys.create(path, dies)
+        made(path, dies)
     assert not path.exists()
-    assert MasterKeys.create(path, os.urandom).keys
+    assert made(path, os.urandom).keys
 
 
 def test_processes_that_make_a_key_at_once_have_one(path):
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from gatelodge_server.vault import MasterKeys, system_entropy\n"
+        "from gatelodge_server.vault import MasterKeys, make_key_file, system_entropy\n"
         "print('ready', flush=True)\n"
         "sys.stdin.readline()\n"
         "for at in range(50):\n"
-        "    print(MasterKeys.create(Path(f'{sys.argv[1]}-{at}'), system_entropy).keys[0].hex())\n"
+        "    path = Path(f'{sys.argv[1]}-{at}')\n"
+        "    make_key_file(path, system_entropy)\n"
+        "    print(MasterKeys.load(path).keys[0].hex())\n"
     )
     command = [sys.executable, "-c", program, str(path)]
     processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]

@@ -27,13 +27,6 @@ def backend(tmp_path):
 
 
 @pytest.fixture
-async def store(backend):
-    store = backend.open()
-    yield store
-    await store.close()
-
-
-@pytest.fixture
 async def key(store):
     key = a_key()
     await store.add_partner(a_partner(), key, by="test")

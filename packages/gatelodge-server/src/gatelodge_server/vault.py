@@ -58,12 +58,6 @@ class MasterKeys:
             raise MasterKeyFault(f"{path} can be read by others (mode {mode:04o}): chmod 600 it, and replace the key")
         return cls.parse(text, source=str(path))
 
-    @classmethod
-    def create(cls, path: Path, entropy: Entropy) -> "MasterKeys":
-        """Make a key and its file, or load the file if another process has been quicker."""
-        make_key_file(path, entropy)
-        return cls.load(path)
-
 
 def make_key_file(path: Path, entropy: Entropy) -> bool:
     """Make a key and its file; ``False`` if another process has been quicker.
