@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+PATRONI := .venv/patroni
 LOCKS := requirements/bootstrap.txt requirements/dev.txt
 PACKAGES := packages/gatelodge packages/gatelodge-server examples/plans_api
 
@@ -53,10 +54,16 @@ bench: $(STAMP)  ## measure, and print figures and ratios side by side
 	$(call need,wrk)
 	@$(BIN)/python -m bench $(ARGS)
 
-experiments: $(STAMP)  ## prove the promises: crashes, races, broken disks; each with its negative control
-	$(call need,strace haproxy faketime patroni etcd=etcd-server /usr/lib/postgresql/15/bin/postgres=postgresql-15)
+# For Debian's Python, which may be run by whoever Patroni runs as. Debian 12's own Patroni loses writes (docs/deployment.md).
+$(PATRONI)/.installed: requirements/patroni.txt $(STAMP)
+	$(call need,/usr/bin/python3=python3)
+	@$(BIN)/uv pip install --quiet --require-hashes --python /usr/bin/python3 --target $(PATRONI) -r requirements/patroni.txt
+	@touch $@
+
+experiments: $(STAMP) $(PATRONI)/.installed  ## prove the promises: crashes, races, broken disks; each with its negative control
+	$(call need,strace haproxy faketime etcd=etcd-server /usr/lib/postgresql/15/bin/postgres=postgresql-15)
 	@$(BIN)/python -m experiments $(ARGS)
 
 lock:  ## bring the hashed requirement files up to date
-	@for name in bootstrap server dev; do $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-header --no-annotate \
+	@for name in bootstrap server dev patroni; do $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-header --no-annotate \
 		--universal --python-version 3.11 requirements/$$name.in -o requirements/$$name.txt; done

@@ -5,12 +5,14 @@ ports, directories, certificates and passwords, and how fast it fails over. Ther
 
 Every member is reached through cuts only: by clients and by the other members' replication (``front``), by the others' look
 at its REST API (``voice``), and it reaches etcd through one (``line``). Cutting the three is a partition of that member.
-What is in short supply is waited for shortly: a leader that is gone is replaced after about ``ttl`` seconds.
+A leader that is gone is replaced after about ``ttl`` seconds; 20 is the least that Patroni takes.
 """
 
 import contextlib
+import functools
 import json
 import secrets
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -28,12 +30,22 @@ from experiments.cut import Cut
 from experiments.daemon import Daemon, answer_of, status_of, wait_for
 
 SHIPPED: Final = Path(__file__).resolve().parents[1] / "deploy" / "patroni.yml"
+INSTALLED: Final = SHIPPED.parents[1] / ".venv" / "patroni"
 DEBIAN_PROGRAMS: Final = Path("/usr/lib/postgresql/15/bin")
 ROLE: Final = "gatelodge"
 _NETWORK: Final = "10.0.0.0/24"
 _ARCHIVE: Final = "/backup/wal"
 _LOGINS: Final = ("superuser", "replication", "rewind")
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+@functools.cache
+def packages() -> Path:
+    """The directory of Patroni's packages, or a copy of it where an unprivileged user can reach them."""
+    assert INSTALLED.is_dir(), f"{INSTALLED} is missing: `make experiments` installs it"
+    if processes.reachable(INSTALLED):
+        return INSTALLED
+    return shutil.copytree(INSTALLED, processes.working_directory("patroni-packages") / "patroni")
 
 
 class Member:
@@ -69,7 +81,12 @@ class Member:
         file.touch(mode=0o600)
         file.write_text(json.dumps(own))  # JSON is YAML
         processes.hand_over(file)
-        self._patroni = Daemon(f"patroni-{name}", ["/usr/bin/patroni", str(file)], root=root)
+        self._patroni = Daemon(
+            f"patroni-{name}",
+            ["/usr/bin/python3", "-m", "patroni", str(file)],
+            root=root,
+            environ={"PYTHONPATH": str(packages())},
+        )
         processes.end_by_file_at_end(self.data / "postmaster.pid", signal.SIGQUIT)
 
     def start(self) -> None:
@@ -156,7 +173,7 @@ class PatroniCluster:
     what else the members agree on: with ``synchronous_mode`` off, a standby may become leader that lacks the last commits.
     """
 
-    def __init__(self, *, members: int = 3, ttl: int = 5, agreed: Mapping[str, Any] = _NOTHING) -> None:
+    def __init__(self, *, members: int = 3, ttl: int = 20, agreed: Mapping[str, Any] = _NOTHING) -> None:
         self.root = processes.working_directory("patroni")
         client_port, peer_port = processes.free_port(), processes.free_port()
         client, peer = f"http://127.0.0.1:{client_port}", f"http://127.0.0.1:{peer_port}"
@@ -238,12 +255,21 @@ class PatroniCluster:
 
     def wait_leader(self, *, other_than: Member | None = None, timeout: float = 60) -> tuple[Member, float]:
         """The leader, as soon as there is one (other than this), and after how many seconds it was there."""
-        took = wait_for("a leader", lambda: any(found is not other_than for found in self.leaders()), timeout=timeout)
+        took = self._wait_for("a leader", lambda: any(found is not other_than for found in self.leaders()), timeout=timeout)
         return next(found for found in self.leaders() if found is not other_than), took
 
     def wait_whole(self, *, timeout: float = 90) -> float:
         """Wait until somebody leads and everybody else streams from it, one of them synchronously if that is the mode."""
-        return wait_for("a whole cluster", self._is_whole, timeout=timeout)
+        return self._wait_for("a whole cluster", self._is_whole, timeout=timeout)
+
+    def _wait_for(self, what: str, condition: Callable[[], bool], *, timeout: float) -> float:
+        """The same as ``wait_for``; one that was in vain tells what the members said last."""
+        try:
+            return wait_for(what, condition, timeout=timeout)
+        except AssertionError as fault:
+            for member in self.members:
+                fault.add_note(f"{member.name}, at its end:\n{member.log()[-2000:]}")
+            raise
 
     def _is_whole(self) -> bool:
         leaders = self.leaders()
@@ -251,7 +277,8 @@ class PatroniCluster:
             return False
         found = leaders[0].describe().get("members", [])
         followers = [member for member in found if member["role"] != "leader"]
-        streaming: Callable[[Any], bool] = lambda member: member["state"] in {"running", "streaming"} and member.get("lag") == 0
+        # One that runs and does not stream may be about to be wound back.
+        streaming: Callable[[Any], bool] = lambda member: member["state"] == "streaming" and member.get("lag") == 0
         in_step = not self._synchronous or any(member["role"] == "sync_standby" for member in followers)
         return len(found) == len(self.members) and all(map(streaming, followers)) and (in_step or not followers)
 
@@ -264,7 +291,7 @@ class PatroniCluster:
         shipped: dict[str, Any] = yaml.safe_load(SHIPPED.read_text("utf-8"))
         everywhere, own = shipped["bootstrap"]["dcs"], shipped["postgresql"]
         # loop_wait + 2 * retry_timeout must not be more than ttl, or a slow etcd costs a good leader its lock.
-        everywhere |= {"ttl": ttl, "loop_wait": 1, "retry_timeout": max(1, (ttl - 1) // 2), **agreed}
+        everywhere |= {"ttl": ttl, "loop_wait": 1, "retry_timeout": (ttl - 1) // 2, **agreed}
         archive = self.root / "archive"
         archive.mkdir()
         processes.hand_over(archive)

@@ -73,6 +73,7 @@ def test_the_cluster_fails_over_in_the_time_that_the_guide_promises():
     assert agreed["ttl"] == 30
     assert agreed["loop_wait"] + 2 * agreed["retry_timeout"] <= agreed["ttl"]
     assert agreed["primary_start_timeout"] == 0
+    assert agreed["postgresql"]["parameters"]["wal_retrieve_retry_interval"] == "500ms"
 
 
 def test_nobody_orders_a_failover_or_reaches_the_database_without_a_password():
