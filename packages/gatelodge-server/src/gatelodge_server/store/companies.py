@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from uuid import UUID
 
-from sqlalchemy import Connection, insert, or_, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, or_, select, update
 
 from gatelodge_server.core.companies import canonical_tax_number
 from gatelodge_server.core.credentials import judge_standing
@@ -13,8 +12,9 @@ from gatelodge_server.core.model import Company, CompanyDetails, Credential, End
 from gatelodge_server.core.ports import CompanyOutcome, Created, Done, Refused, Replay, Replayed
 from gatelodge_server.core.refusals import CompanyExists, CompanyNotFound, IdempotencyKeySpent
 from gatelodge_server.store.keys import CREDENTIALS, credential_of, end_keys, find_keys, insert_key
+from gatelodge_server.store.races import insert_unless_there
 from gatelodge_server.store.replays import find_replay, keep_replay
-from gatelodge_server.store.tables import AnyRow, company, credential, partner
+from gatelodge_server.store.tables import COMPANY_TAX_NUMBER, AnyRow, company, credential, partner
 from gatelodge_server.store.trail import append_audit, append_change
 
 _DETAILS = tuple(field.name for field in fields(CompanyDetails))
@@ -50,10 +50,7 @@ def create_company(connection: Connection, new: Company, key: Credential, asked:
         "canonical_tax_number": canonical_tax_number(new.details.tax_number),
         **asdict(new.details),
     }
-    try:
-        with connection.begin_nested():
-            connection.execute(insert(company), row)
-    except IntegrityError:
+    if not insert_unless_there(connection, company, row, rule=COMPANY_TAX_NUMBER):
         # Perhaps the same request, done by another node since it was looked for.
         return _find_replay(connection, asked, new.created_at) or Refused(CompanyExists)
     insert_key(connection, key)

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, select, update
 
 from gatelodge.errors import InvalidCredential
 from gatelodge_server.core.credentials import judge_standing
@@ -12,6 +11,7 @@ from gatelodge_server.core.ports import Deactivated, Done, Refused
 from gatelodge_server.core.refusals import NotAllowed, PartnerDeactivated, PartnerIdTaken, PartnerNotFound, TierNotFound
 from gatelodge_server.store.keys import insert_key, lock_presented
 from gatelodge_server.store.outbox import queue_notice
+from gatelodge_server.store.races import insert_unless_there
 from gatelodge_server.store.tables import AnyRow, partner, tier
 from gatelodge_server.store.trail import append_audit, append_change
 
@@ -48,10 +48,7 @@ def add_partner(connection: Connection, new: Partner, key: Credential, by: str) 
         "origin": new.origin.value,
         "created_at": new.created_at,
     }
-    try:
-        with connection.begin_nested():
-            connection.execute(insert(partner), row)
-    except IntegrityError:
+    if not insert_unless_there(connection, partner, row):
         return Refused(PartnerIdTaken)
     insert_key(connection, key)
     append_audit(connection, "partner.added", now=new.created_at, by=by, subject=new.id, partner_id=new.id, detail=key.masked)

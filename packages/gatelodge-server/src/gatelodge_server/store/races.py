@@ -4,32 +4,57 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Insert, Table, func, select, tuple_
+from sqlalchemy import (
+    ClauseElement,
+    ColumnElement,
+    Connection,
+    Index,
+    Insert,
+    PrimaryKeyConstraint,
+    Table,
+    func,
+    insert,
+    select,
+    tuple_,
+)
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import SyntaxExtension
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.visitors import InternalTraversal
 
 
-class _UnlessThere(Insert):
-    """An insert that does nothing if there is a row with its primary key: one form for what both databases say alike."""
+class _UnlessThere(SyntaxExtension, ClauseElement):
+    """Lets an insert do nothing if another row keeps it from holding one rule: one form for what both databases say alike."""
 
-    inherit_cache = True
+    _traverse_internals = [("rule", InternalTraversal.dp_plain_obj)]  # noqa: RUF012 - as SQLAlchemy declares it
+
+    def __init__(self, rule: PrimaryKeyConstraint | Index) -> None:
+        self.rule = rule
+
+    def apply_to_insert(self, insert_stmt: Insert) -> None:
+        insert_stmt.apply_syntax_extension_point(lambda _: [self], "post_values")
 
 
 @compiles(_UnlessThere)
-def _say_unless_there(new: _UnlessThere, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's signature
-    table = new.table
-    key = ", ".join(map(compiler.preparer.format_column, table.primary_key))
-    inserting = compiler.visit_insert(new, **options)  # type: ignore[no-untyped-call]  # SQLAlchemy has no types for it
-    return f"{inserting} ON CONFLICT ({key}) DO NOTHING"
+def _say_unless_there(unless: _UnlessThere, compiler: SQLCompiler, **_: Any) -> str:  # noqa: ANN401 - SQLAlchemy's signature
+    target = f"({', '.join(map(compiler.preparer.format_column, unless.rule.columns))})"
+    where = None
+    if isinstance(unless.rule, Index):
+        where = unless.rule.dialect_options[compiler.dialect.name]["where"]
+    if where is not None:  # the index is of some rows only, and found by saying of which
+        target += f" WHERE {compiler.process(where, include_table=False, literal_binds=True)}"
+    return f"ON CONFLICT {target} DO NOTHING"
 
 
-def insert_unless_there(connection: Connection, table: Table, row: Mapping[str, object]) -> None:
-    """Insert a row, unless there is one with its primary key.
+def insert_unless_there(connection: Connection, table: Table, row: Mapping[str, object], *, rule: Index | None = None) -> bool:
+    """Insert a row, unless there is one with its primary key, or that has what the unique index ``rule`` lets one row have.
 
-    If another node is about to insert that, its commit is waited for. The row can be read afterwards, by any other statement:
-    each sees what was committed before it began. Whatever else is wrong with a row is a fault, as ever.
+    Whether it was inserted. If another node is about to insert the other one, its commit is waited for. That row can be read
+    afterwards, by any other statement: each sees what was committed before it began. Whatever else is wrong with a row is a
+    fault, as ever: also what must be unique by another rule than the one that is meant.
     """
-    connection.execute(_UnlessThere(table), row)
+    new = insert(table).ext(_UnlessThere(rule or table.primary_key))
+    return connection.execute(new, row, execution_options={"preserve_rowcount": True}).rowcount == 1
 
 
 class Turn(IntEnum):

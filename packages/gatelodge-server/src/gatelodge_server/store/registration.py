@@ -4,12 +4,10 @@ What the caller may not learn, an idle transaction must not tell either: a verb 
 (``_write_nothing``), since a commit that waits for the disk takes longer than one that does not.
 """
 
-import contextlib
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, and_, case, delete, func, or_, select, update
 
 from gatelodge_server.core.credentials import judge_standing
 from gatelodge_server.core.mails import NOTICE_TTL
@@ -138,10 +136,7 @@ def _keep_code(connection: Connection, asked: Registration, found: AnyRow | None
 
 def _write_nothing(connection: Connection, address: str) -> None:
     """Leave everything as it is, in a transaction that has to be written to the disk like any other."""
-    own = update(verification).where(verification.c.address == address)
-    # There and back: a database may notice that a row is to become what it is, and write nothing.
-    if connection.execute(own.values(attempts=verification.c.attempts + 1)).rowcount:
-        connection.execute(own.values(attempts=verification.c.attempts - 1))
+    if _go_there_and_back(connection, address):
         return
     decoy = {
         "address": address,
@@ -155,9 +150,20 @@ def _write_nothing(connection: Connection, address: str) -> None:
         "day_starts_at": 0,
         "day_failures": 0,
     }
-    with contextlib.suppress(IntegrityError), connection.begin_nested():
-        connection.execute(insert(verification), decoy)
+    if insert_unless_there(connection, verification, decoy):
         connection.execute(delete(verification).where(verification.c.address == address))
+    else:  # another node has kept a code meanwhile, which is not ours to delete
+        _go_there_and_back(connection, address)
+
+
+def _go_there_and_back(connection: Connection, address: str) -> bool:
+    """Change an address's row twice, if there is one, so that it is as before; whether there is."""
+    own = update(verification).where(verification.c.address == address)
+    # A database may notice that a row is to become what it is, and write nothing.
+    is_there = connection.execute(own.values(attempts=verification.c.attempts + 1)).rowcount == 1
+    if is_there:
+        connection.execute(own.values(attempts=verification.c.attempts - 1))
+    return is_there
 
 
 def _lock(connection: Connection, address: str) -> AnyRow | None:
@@ -246,7 +252,10 @@ def _admit(connection: Connection, right: Confirmation, found: AnyRow) -> Confir
 
 
 def _insert_partner(connection: Connection, right: Confirmation, found: AnyRow) -> str | Refused:
-    of_address = _REGISTERED.where(partner.c.registered_address == right.address)
+    # Whoever makes a partner of this address has its code's row locked, as we have. Should there be one all the same, its
+    # insertion breaks a rule that no candidate helps with: the driver has us look again, and we find it here.
+    if connection.execute(_REGISTERED.where(partner.c.registered_address == found.address)).one_or_none() is not None:
+        return Refused(InvalidVerificationCode)
     taken = set(connection.execute(select(partner.c.id).where(partner.c.id.in_(right.candidates))).scalars())
     row = {
         "name": found.display_name,
@@ -263,14 +272,9 @@ def _insert_partner(connection: Connection, right: Confirmation, found: AnyRow) 
         "agreed_at": found.created_at,
     }
     for candidate in right.candidates:
-        if candidate in taken:
-            continue
-        with contextlib.suppress(IntegrityError), connection.begin_nested():
-            connection.execute(insert(partner), {"id": candidate, **row})
+        # If another node has given the id to somebody meanwhile, there is the next.
+        if candidate not in taken and insert_unless_there(connection, partner, {"id": candidate, **row}):
             return candidate
-        # Another node has made a partner meanwhile: of this address, or with this id.
-        if connection.execute(of_address).one_or_none() is not None:
-            return Refused(InvalidVerificationCode)
     return Refused(PartnerIdTaken)
 
 

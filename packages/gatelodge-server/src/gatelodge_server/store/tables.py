@@ -128,7 +128,7 @@ company = Table(
     Column("deleted_at", BigInteger),
 )
 Index("ix_company_partner_id_id", company.c.partner_id, company.c.id)
-Index(
+COMPANY_TAX_NUMBER = Index(
     "uq_company_tax_number",
     company.c.partner_id,
     company.c.country,
