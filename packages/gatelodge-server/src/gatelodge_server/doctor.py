@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, timedelta
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from cryptography import x509
 from sqlalchemy import Connection, func, select, text
@@ -18,7 +18,7 @@ from gatelodge_server.core.model import MINUTE, SECOND, Duration, KeyPurpose
 from gatelodge_server.deployment import check_master_keys, load_master_keys, master_key_path, system_clock
 from gatelodge_server.mail.transports import NotTaken, Patience, SmtpTransport
 from gatelodge_server.settings import Settings
-from gatelodge_server.store.address import SqliteAddress
+from gatelodge_server.store.address import PostgresAddress, SqliteAddress
 from gatelodge_server.store.clock import store_now
 from gatelodge_server.store.database import Database, database_at
 from gatelodge_server.store.faults import DatabaseFault
@@ -35,7 +35,17 @@ _MAIL_LATE: Final[Duration] = 15 * MINUTE
 _MAIL_PATIENCE: Final = Patience(connect=3.0, command=3.0, letter=5.0)
 _CERTIFICATE_SOON: Final = timedelta(days=21)
 _SKEW_MAX: Final[Duration] = 2 * SECOND
-Checks: TypeAlias = Mapping[str, Callable[[], str]]
+
+
+class Check(NamedTuple):
+    """What is looked at, and the checks without which that would only complain of the same again."""
+
+    look: Callable[[], str]
+    needs: frozenset[str] = frozenset()
+
+
+Checks: TypeAlias = Mapping[str, Check]
+_TABLES: Final = frozenset({"schema"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,40 +62,48 @@ class Finding:
 
 
 def examine(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
-    """Make every check, whatever the others find."""
+    """Make every check, whatever the others find, but those that would find the same."""
     database = database_at(settings.database)
-    embedded = isinstance(settings.database, SqliteAddress)
-    findings = [_finding("sqlite", _check_sqlite)] if embedded else []
+    address = settings.database
+    findings = [_finding("sqlite", _check_sqlite)] if isinstance(address, SqliteAddress) else []
     findings.append(_finding("master key", lambda: _check_master_key(settings, environ)))
     there = _finding("database", lambda: _check_there(database, settings))
     if not there.fine:
         return [*findings, there]
-    kind = _checks_of_file(database, settings) if embedded else _checks_of_server(database, settings)
     checks: Checks = {
-        **kind,
-        "schema": lambda: database.read(_check_schema),
-        "signing keys": lambda: database.read(lambda connection: _check_signing_keys(connection, settings, environ)),
-        "certificate": lambda: _check_certificate(settings),
-        "mail": lambda: _check_mail(database, settings),
+        "schema": Check(lambda: database.read(_check_schema)),
+        **(
+            _checks_of_file(database, address)
+            if isinstance(address, SqliteAddress)
+            else _checks_of_server(database, address, settings)
+        ),
+        "signing keys": Check(lambda: database.read(lambda asked: _check_signing_keys(asked, settings, environ)), _TABLES),
+        "certificate": Check(lambda: _check_certificate(settings)),
+        "mail": Check(lambda: _check_mail(database, settings), _TABLES),
     }
-    return findings + [_finding(name, check) for name, check in checks.items()]
+    for name, check in checks.items():
+        if check.needs.isdisjoint(finding.check for finding in findings if not finding.fine):
+            findings.append(_finding(name, check.look))
+    return findings
 
 
-def _checks_of_file(database: Database, settings: Settings) -> Checks:
+def _checks_of_file(database: Database, address: SqliteAddress) -> Checks:
     return {
-        "database": lambda: database.read(_check_integrity),
-        "durability": lambda: database.read(_check_durability),
-        "disk": lambda: _check_disk(Path(str(settings.database)).parent),
+        "database": Check(lambda: database.read(_check_integrity)),
+        "durability": Check(lambda: database.read(_check_durability)),
+        "disk": Check(lambda: _check_disk(address.path.parent)),
     }
 
 
-def _checks_of_server(database: Database, settings: Settings) -> Checks:
+def _checks_of_server(database: Database, address: PostgresAddress, settings: Settings) -> Checks:
     return {
-        "database": lambda: database.read(_check_server),
-        "durability": lambda: database.read(_check_server_durability),
-        "clock": lambda: database.read(_check_clock),
-        "connections": lambda: database.read(lambda connection: _check_connections(connection, settings)),
-        "changes": lambda: _check_changes(database),
+        "database": Check(lambda: database.read(_check_server)),
+        "durability": Check(lambda: database.read(_check_server_durability)),
+        "leadership": Check(lambda: _check_leadership(address)),
+        "clock": Check(lambda: database.read(_check_clock)),
+        "connections": Check(lambda: database.read(lambda connection: _check_connections(connection, settings))),
+        # News is said by a commit: where none is confirmed, none is heard.
+        "changes": Check(lambda: _check_changes(database, address), _TABLES | {"leadership"}),
     }
 
 
@@ -146,6 +164,13 @@ def _check_server_durability(connection: Connection) -> str:
     return "synced at every commit" + (f", and on a standby ({standbys})" if standbys else ", on this server only")
 
 
+def _check_leadership(address: PostgresAddress) -> str:
+    # Imported by those who use it, as in `database_at`.
+    from gatelodge_server.store.probing import prove  # noqa: PLC0415
+
+    return f"proved by a commit in {prove(address) * 1000:.0f} ms"
+
+
 def _check_clock(connection: Connection) -> str:
     before = system_clock()
     there = store_now(connection) or before
@@ -168,14 +193,16 @@ def _check_connections(connection: Connection, settings: Settings) -> str:
     return f"{used} of {most} in use; this node wants {wanted} at most"
 
 
-def _check_changes(database: Database) -> str:
+def _check_changes(database: Database, address: PostgresAddress) -> str:
+    from gatelodge_server.store.probing import hear  # noqa: PLC0415
+
     begun = time.monotonic()
     sequence = database.read(last_change)
     took = time.monotonic() - begun
     if took > MAX_STALENESS / 2:
         raise _NotFine(f"a reading of the change sequence took {took:.1f} s; after {MAX_STALENESS:.0f} s caches are not used")
     try:
-        heard = database.hear()
+        heard = hear(address)
     except DatabaseFault as fault:
         raise _NotFine(f"{fault}: nodes hear of revocations half a second late. Is there a pooler in between?") from fault
     return f"at step {sequence}, read in {took * 1000:.0f} ms; news is heard after {heard * 1000:.0f} ms"
@@ -187,8 +214,13 @@ def _setting(connection: Connection, name: str) -> str:
 
 def _check_schema(connection: Connection) -> str:
     version = schema_version(connection)
+    if version is not None and version > HEAD:
+        raise _NotFine(f"at version {version}, this program knows {HEAD}: use a newer one")
     if version != HEAD:
-        raise _NotFine(f"at version {version}, this program has {HEAD}: run `gatelodge database upgrade`")
+        raise _NotFine(
+            f"at version {version}, this program needs {HEAD}: run `gatelodge database upgrade`; until then nothing that is "
+            "kept in the tables is looked at"
+        )
     return f"at version {version}"
 
 

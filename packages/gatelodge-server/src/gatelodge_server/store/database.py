@@ -34,10 +34,6 @@ class Database(Protocol):
         """
         ...
 
-    def hear(self) -> float:
-        """Seconds until one connection hears what another says. Raises ``DatabaseFault``, also if that takes too long."""
-        ...
-
     def driver(self, *, on_fault: Callable[[str], None]) -> Driver:
         """What a store runs its verbs on. ``on_fault`` is told why the database could not be used."""
         ...

@@ -14,7 +14,6 @@ Everything that is particular to PostgreSQL stands here, so that the verbs need 
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -55,7 +54,6 @@ _LONGEST: Final = 1024
 _TRIES: Final = 8
 _PAUSE: Final = 0.02
 _CHANNEL: Final = "gatelodge_change"
-_PROBE: Final = "gatelodge_probe"
 _RELISTEN: Final = 1.0
 _PROOF_OF_LIFE: Final = 5.0
 _UPGRADE_LOCK: Final = 0x6761_7465_0001
@@ -236,29 +234,6 @@ class PostgresDatabase:
             raise DatabaseFault(say(fault)) from fault
         finally:
             await engine.dispose()
-
-    def hear(self) -> float:
-        """Seconds until one connection hears what another says. Raises ``DatabaseFault`` if that is not within one."""
-        return self._in_thread(self._hear())
-
-    async def _hear(self) -> float:
-        try:
-            listener, speaker = await connect(self._address), await connect(self._address)
-            try:
-                heard, said = asyncio.Event(), f"doctor {os.getpid()}"
-                await listener.add_listener(_PROBE, lambda *given: heard.set() if given[-1] == said else None)
-                begun = time.monotonic()
-                await speaker.execute("SELECT pg_notify($1, $2)", _PROBE, said)
-                async with asyncio.timeout(1):
-                    await heard.wait()
-                return time.monotonic() - begun
-            finally:
-                listener.terminate()
-                speaker.terminate()
-        except TimeoutError as fault:
-            raise DatabaseFault("what one connection says by NOTIFY, another does not hear within a second") from fault
-        except FAULTS as fault:
-            raise DatabaseFault(say(fault)) from fault
 
     def driver(self, *, on_fault: Callable[[str], None]) -> "PostgresDriver":
         """What a store runs its verbs on."""

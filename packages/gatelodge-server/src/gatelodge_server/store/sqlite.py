@@ -131,10 +131,6 @@ class SqliteDatabase:
         finally:
             engine.dispose()
 
-    def hear(self) -> float:
-        """Nothing: the bell is memory."""
-        return 0.0
-
     def driver(self, *, on_fault: Callable[[str], None]) -> "SqliteDriver":
         """What a store runs its verbs on."""
         return SqliteDriver(self._path, on_fault=on_fault)
