@@ -41,7 +41,7 @@ define need
 endef
 
 test: $(STAMP)  ## run every test, against real processes and sockets
-	$(call need,curl haproxy nginx sqlite3 strace systemd-analyze=systemd)
+	$(call need,curl faketime haproxy nginx sqlite3 strace systemd-analyze=systemd)
 	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: $(STAMP)  ## lint, types, import contracts: under a minute

@@ -309,7 +309,7 @@ class VariantApp(WebApp):
     def assemble(self, vault: Vault) -> Lodge:
         """The parts that serve, one of them swapped."""
         clock = shifted_clock(self.settings.data / OFFSET_FILE)
-        lodge = assemble(self.settings, vault, clock=clock, store_of=STORES[self.variant])
+        lodge = assemble(self.settings, vault, own_clock=clock, store_of=STORES[self.variant])
         if self.variant in _UNCOUNTED:
             return replace(lodge, turnstile=_Uncounted(quotas=lodge.quotas, clock=clock))
         return lodge

@@ -104,7 +104,7 @@ async def test_it_goes_round_at_once_and_tells_what_it_did(lodge, housekeeping, 
 async def test_r72_it_outlives_a_store_that_is_down(lodge, housekeeping, purged):
     lodge.store.cut_by = Unavailable()
     task = asyncio.create_task(housekeeping.run())
-    while "tell_time" not in lodge.store.asked:
+    while "forget_replays" not in lodge.store.asked:
         await asyncio.sleep(0)
     for _ in range(5):
         await asyncio.sleep(0)

@@ -1,6 +1,7 @@
 """The store's clock: the database's own, where it has one that its nodes share."""
 
 import asyncio
+import time
 
 import pytest
 from backends import PostgresBackend, SqliteBackend
@@ -37,6 +38,7 @@ from gatelodge_server.core.ports import (
     UsageMark,
 )
 from gatelodge_server.core.refusals import IdempotencyKeySpent
+from gatelodge_server.core.timekeeping import NodeClock
 from gatelodge_server.deployment import system_clock
 from gatelodge_server.store.clock import store_now
 from gatelodge_server.store.tables import metadata
@@ -259,6 +261,13 @@ async def test_p10_a_lost_answer_is_repeated_for_as_long_as_it_is_to_be(nodes, k
     assert await again() == Refused(IdempotencyKeySpent)
 
 
+async def clock_of(node, own):
+    """The clock of a node on a machine with that one."""
+    clock = NodeClock(store=node, own=own, monotonic=time.monotonic)
+    await clock.look()
+    return clock
+
+
 @pytest.mark.parametrize("wrong", [-HOUR, HOUR, 500 * DAY])
 async def test_p10_housekeeping_by_a_wrong_clock_takes_nothing_that_lives(nodes, key, postgresql, wrong):
     session = await opened(nodes[0], key)
@@ -268,10 +277,8 @@ async def test_p10_housekeeping_by_a_wrong_clock_takes_nothing_that_lives(nodes,
     await begin(nodes[0])
     await nodes[0].note_usage([UsageMark("acme-motors", system_clock() // HOUR * HOUR, 1, 0)], [])
     purged = []
-    round_ = Housekeeping(
-        store=nodes[1], clock=lambda: by_clock(wrong), on_purged=purged.append, on_mistake=purged.append
-    ).go_round()
-    assert await round_ == 0
+    clock = await clock_of(nodes[1], lambda: by_clock(wrong))
+    assert await Housekeeping(store=nodes[1], clock=clock, on_purged=purged.append, on_mistake=purged.append).go_round() == 0
     assert [postgresql.count(name) for name in ("session", "replay", "verification", "outbox", "usage")] == [1] * 5
     assert None not in {sealed for name in ("replay", "outbox") for (sealed,) in postgresql.rows(name, "sealed")}
     assert isinstance(await refresh(nodes[1], session), Advanced)
@@ -280,5 +287,5 @@ async def test_p10_housekeeping_by_a_wrong_clock_takes_nothing_that_lives(nodes,
 async def test_housekeeping_takes_what_is_over_by_the_stores_clock(nodes, key, age, postgresql):
     await opened(nodes[0], key)
     age("session", 2 * WEEK, "expires_at")
-    round_ = Housekeeping(store=nodes[1], clock=lambda: START - DAY, on_purged=None, on_mistake=None).go_round()
-    assert await round_ == 1
+    clock = await clock_of(nodes[1], lambda: START - DAY)
+    assert await Housekeeping(store=nodes[1], clock=clock, on_purged=None, on_mistake=None).go_round() == 1

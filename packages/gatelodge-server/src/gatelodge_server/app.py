@@ -28,6 +28,7 @@ from gatelodge_server.core.secrets import Secret
 from gatelodge_server.core.sessions import Sessions
 from gatelodge_server.core.signing import SigningKeys
 from gatelodge_server.core.tiers import Tiers
+from gatelodge_server.core.timekeeping import NodeClock
 from gatelodge_server.deployment import system_clock
 from gatelodge_server.http.draining import Draining
 from gatelodge_server.http.turnstile import Turnstile
@@ -61,7 +62,7 @@ class Lodge:
     settings: Settings
     store: Store
     vault: Vault
-    clock: Clock
+    clock: NodeClock
     credentials: Credentials
     partners: Partners
     companies: Companies
@@ -92,14 +93,18 @@ def assemble(
     settings: Settings,
     vault: Vault,
     *,
-    clock: Clock = system_clock,
+    own_clock: Clock = system_clock,
     entropy: Entropy = system_entropy,
     store_of: Callable[[Settings], SqlStore] = open_store,
     smtp_password: Secret | None = None,
     show_mail: Callable[[str], None] | None = None,
 ) -> Lodge:
-    """Put the parts together. ``show_mail`` is shown mails that are kept in files because there is no mail server."""
+    """Put the parts together.
+
+    ``own_clock`` is this machine's. ``show_mail`` is shown mails that are kept in files because there is no mail server.
+    """
     store = store_of(settings)
+    clock = NodeClock(store=store, own=own_clock, monotonic=time.monotonic)
     credentials = Credentials(store=store, clock=clock, entropy=entropy, brand=settings.brand, environment=settings.environment)
     signing_keys, access_keys = (
         SigningKeys(
@@ -258,11 +263,13 @@ def slug_of(name: str) -> str:
 
 @asynccontextmanager
 async def at_work(lodge: Lodge) -> AsyncIterator[None]:
-    """Make the first signing keys, follow changes, keep house, send mails, give back quotas: all that goes on beside requests.
+    """Keep the time, make the first signing keys, follow changes, keep house, send mails, give back quotas.
 
+    That is all that goes on beside requests.
     Whoever puts a gate of this deployment into an application of their own enters it for as long as that runs; afterwards
     everything that was begun is finished and the store is let go.
     """
+    await lodge.clock.look()
     await lodge.store.note_issuer(lodge.settings.public_url, now=lodge.clock())
     await lodge.signing_keys.establish()
     await lodge.access_keys.establish()
@@ -274,7 +281,7 @@ async def at_work(lodge: Lodge) -> AsyncIterator[None]:
         on_mistake=_log_mistake,
         delete_letters=lambda before: delete_letters(outbox, before=before),
     )
-    works = (lodge.store.listen, lodge.follower.run, lodge.revocations.run, housekeeping.run)
+    works = (lodge.clock.run, lodge.store.listen, lodge.follower.run, lodge.revocations.run, housekeeping.run)
     tasks = [asyncio.create_task(work()) for work in works]
     mailing = asyncio.create_task(lodge.mailer.run())
     counting = asyncio.create_task(lodge.quotas.run())

@@ -123,6 +123,7 @@ def _in_lodge(settings: Settings, work: Callable[["Lodge"], Awaitable[Record | S
         known = prepare(settings, os.environ)
         lodge = assemble(known, Vault(load_master_keys(known, os.environ), system_entropy))
         try:
+            await lodge.clock.look()
             await lodge.signing_keys.establish()
             await lodge.access_keys.establish()
             return await work(lodge)

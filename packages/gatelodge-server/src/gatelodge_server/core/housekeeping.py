@@ -38,6 +38,7 @@ class HousekeptStore(SessionStore, SigningKeyStore, QuotaStore, RegistrationStor
 class Housekeeping:
     """Walks through the sessions for as long as the service runs.
 
+    ``clock`` is the one that all nodes share: what one thinks is over another may still need.
     ``delete_letters``: deletes the files of mails that were made before that instant; called in a thread.
     """
 
@@ -70,15 +71,14 @@ class Housekeeping:
 
     async def go_round(self) -> int:
         """Look at every session once; how many were deleted."""
-        # What one node thinks is over another may still need: none of them goes by its own clock.
-        now = await self._store.tell_time(now=self._clock())
+        now = self._clock()
         await self._store.forget_replays(now=now)
         await self._store.retire_unneeded_keys(now=now)
         await self._store.forget_verifiers(away_for=AWAY_FOR, now=now)
         if now - self._usage_forgotten_at >= HOUR:  # it is kept by the hour, so no other rows are too old before the next
             await self._store.forget_usage(before=now - USAGE_KEPT)
             await self._store.purge_mails(ended_before=now - ENDED_MAILS_KEPT, now=now)
-            await asyncio.to_thread(self._delete_letters, self._clock() - ENDED_MAILS_KEPT)  # files are dated by this machine
+            await asyncio.to_thread(self._delete_letters, now - ENDED_MAILS_KEPT)
             self._usage_forgotten_at = now
         deleted, after = 0, None
         while True:

@@ -421,8 +421,8 @@ class SqlStore:
     async def forget_replays(self, *, now: Instant) -> None:
         await self._driver.write(trail.forget_replays, now)
 
-    async def tell_time(self, *, now: Instant) -> Instant:
-        return await self._driver.read_current(trail.tell_time, now)
+    async def tell_time(self) -> Instant | None:
+        return await self._driver.read(trail.tell_time)
 
     async def ping(self) -> None:
         await self._driver.read(trail.ping)

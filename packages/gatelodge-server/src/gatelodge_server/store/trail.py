@@ -6,7 +6,7 @@ from typing import Final
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from gatelodge_server.core.model import DAY, AuditEvent, Change, Instant
-from gatelodge_server.store.clock import time_of
+from gatelodge_server.store.clock import shared_now
 from gatelodge_server.store.races import Turn, unheld, wait_for_turn
 from gatelodge_server.store.relocation import refuse_gone
 from gatelodge_server.store.tables import audit, change, replay, verification
@@ -75,9 +75,9 @@ def forget_replays(connection: Connection, now: Instant) -> None:
     connection.execute(delete(replay).where(unheld(replay, replay.c.readable_until <= now - DAY)))
 
 
-def tell_time(connection: Connection, now: Instant) -> Instant:
+def tell_time(connection: Connection) -> Instant | None:
     """What time it is for all nodes."""
-    return time_of(connection, now)
+    return shared_now(connection)
 
 
 def ping(connection: Connection) -> None:

@@ -25,8 +25,8 @@ class TrailStore(Protocol):
         """Blank what may no longer be asked for again, and drop what is older than a day."""
         ...
 
-    async def tell_time(self, *, now: Instant) -> Instant:
-        """What time it is by the clock that all nodes share; ``now``, the caller's, where there is none but that."""
+    async def tell_time(self) -> Instant | None:
+        """What time it is by the clock that all nodes share; ``None`` where there is none but the caller's."""
         ...
 
     async def ping(self) -> None:
