@@ -269,10 +269,14 @@ async def at_work(lodge: Lodge) -> AsyncIterator[None]:
     Whoever puts a gate of this deployment into an application of their own enters it for as long as that runs; afterwards
     everything that was begun is finished and the store is let go.
     """
-    await lodge.clock.look()
-    await lodge.store.note_issuer(lodge.settings.public_url, now=lodge.clock())
-    await lodge.signing_keys.establish()
-    await lodge.access_keys.establish()
+    try:
+        await lodge.clock.look()
+        await lodge.store.note_issuer(lodge.settings.public_url, now=lodge.clock())
+        await lodge.signing_keys.establish()
+        await lodge.access_keys.establish()
+    except BaseException:
+        await lodge.close()
+        raise
     outbox = lodge.settings.data / "outbox"  # there may be letters in it from before there was a mail server
     housekeeping = Housekeeping(
         store=lodge.store,

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
@@ -15,7 +16,9 @@ from types import FrameType
 from typing import Final
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Process
 
 from gatelodge_server.app import Lodge, assemble
 from gatelodge_server.core.model import SECOND
@@ -39,6 +42,9 @@ _GLANCE: Final = 0.2
 """Seconds after which the parent of workers looks whether it was told something while it waits for them."""
 _START_TIMEOUT: Final = 120.0
 """Seconds that a worker may take until it listens; a machine may be busy."""
+_RESTART_PAUSE: Final = 2.0
+"""Seconds until another worker is started after one that could not."""
+_UNSTARTED: Final = "the service could not start: what kept it from that is in the log above"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,30 +126,58 @@ class _Stopping:
 
 
 class _Announcing(uvicorn.Server):
-    """A server that says when it listens."""
+    """A server that says when it listens. Raises ``StartFault`` if it comes to nothing."""
 
     def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
         super().__init__(config)
         self._announce = announce
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            raise StartFault(_UNSTARTED) from None  # uvicorn has logged what the application said
         if self.started:
             self._announce()
 
 
 class _AnnouncingWorkers(Multiprocess):
-    """Workers whose parent says when all of them listen."""
+    """Workers whose parent says when all of them listen, and starts those anew that end.
+
+    uvicorn gives up when one does not start. But while the database is away none does, and the others go on with what they know
+    and come back with it: a worker that was killed meanwhile must not take them along. Before all have been there once it is
+    another matter: then ``run`` raises ``StartFault``.
+    """
 
     def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], announce: Callable[[], None]) -> None:
         super().__init__(config, sockets)
         self._announce = announce
         self._is_hurried = False
+        self._next_start_at = 0.0
 
     def init_processes(self) -> None:
         super().init_processes()
-        if all(process.wait_until_ready(_START_TIMEOUT) for process in self.processes):
-            self._announce()
+        if not all(process.wait_until_ready(_START_TIMEOUT) for process in self.processes):
+            for process in self.processes:
+                process.kill()
+                process.join()
+            raise StartFault(_UNSTARTED)
+        self._announce()
+
+    def keep_subprocess_alive(self) -> None:
+        """Start workers anew that have ended, or that are stuck."""
+        for at, process in enumerate(self.processes):
+            if self.should_exit.is_set() or process.is_alive(timeout=self.config.timeout_worker_healthcheck):
+                continue
+            if time.monotonic() < self._next_start_at:
+                return
+            process.kill()  # it may be stuck
+            process.join()
+            log.warning("worker_ended", pid=process.pid, exit_code=process.exitcode)
+            if process.exitcode == STARTUP_FAILURE:
+                self._next_start_at = time.monotonic() + _RESTART_PAUSE
+            self.processes[at] = Process(self.config, self.sockets)
+            self.processes[at].start()
 
     def handle_int(self) -> None:
         """Stop without draining."""
@@ -263,7 +297,10 @@ class _ToLog(logging.Handler):
     """What libraries say becomes a line of our log: the sentence, never a traceback."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        log.warning("library", logger=record.name, level=record.levelname, message=record.getMessage())
+        message = record.getMessage()
+        if message.startswith("Traceback "):  # what a framework says of an application that did not start
+            message = message.rstrip().splitlines()[-1]
+        log.warning("library", logger=record.name, level=record.levelname, message=message)
 
 
 def _hear_libraries() -> None:
