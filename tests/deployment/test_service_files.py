@@ -15,7 +15,7 @@ import processes
 import pytest
 import yaml
 from experiments.daemon import wait_for
-from guide import ROOT, block
+from guide import ROOT, block, fit
 
 UNIT = ROOT / "deploy" / "gatelodge.service"
 CONTAINERFILE = ROOT / "deploy" / "Containerfile"
@@ -74,6 +74,74 @@ def test_the_cluster_fails_over_in_the_time_that_the_guide_promises():
     assert agreed["loop_wait"] + 2 * agreed["retry_timeout"] <= agreed["ttl"]
     assert agreed["primary_start_timeout"] == 0
     assert agreed["postgresql"]["parameters"]["wal_retrieve_retry_interval"] == "500ms"
+
+
+@pytest.fixture
+def archived(tmp_path):
+    """The shipped command, run as PostgreSQL runs it on a segment of this content; whether it said that all is well."""
+    shipped = yaml.safe_load(PATRONI.read_text("utf-8"))["bootstrap"]["dcs"]["postgresql"]["parameters"]["archive_command"]
+    archive, logged = tmp_path / "archive", tmp_path / "pg_wal"
+    archive.mkdir()
+    logged.mkdir()
+
+    def archive_it(content, *, traced_to=None):
+        segment = logged / "000000010000000000000002"
+        segment.write_bytes(content)
+        fitting = {"/backup/wal": str(archive), "%p": f"pg_wal/{segment.name}", "%f": segment.name}
+        command = ["/bin/sh", "-c", fit(shipped, fitting)]
+        if traced_to is not None:
+            command = [
+                "strace",
+                "-f",
+                "-y",
+                "-e",
+                "trace=openat,write,copy_file_range,fsync,/rename",
+                "-o",
+                str(traced_to),
+                *command,
+            ]
+        return subprocess.run(command, cwd=tmp_path, check=False, timeout=60).returncode == 0
+
+    archive_it.kept = lambda: {path.name: path.read_bytes() for path in archive.iterdir()}
+    archive_it.directory = archive
+    return archive_it
+
+
+def test_a_segment_of_the_log_is_archived_once_and_may_be_handed_in_again(archived):
+    assert archived(b"the first")
+    assert archived(b"the first")
+    assert archived.kept() == {"000000010000000000000002": b"the first"}
+
+
+@pytest.mark.parametrize("there", [b"the first", b"the", b"the first and more", b""])
+def test_a_segment_is_never_replaced_by_a_different_one_of_its_name(archived, there):
+    (archived.directory / "000000010000000000000002").write_bytes(there)
+    assert not archived(b"another")
+    assert archived.kept() == {"000000010000000000000002": there}
+
+
+def test_what_a_crash_left_of_a_copy_is_no_segment_and_in_nobodys_way(archived):
+    (archived.directory / ".000000010000000000000002").write_bytes(b"the f")
+    assert archived(b"the first")
+    assert archived.kept() == {"000000010000000000000002": b"the first"}
+
+
+def test_an_archive_that_is_not_there_takes_no_segment(archived):
+    archived.directory.rmdir()
+    assert not archived(b"the first")
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_segment_and_its_name_are_on_the_disk_before_the_archive_answers(archived, again, tmp_path):
+    if again:
+        assert archived(b"the first")
+    trace = tmp_path / "trace"
+    assert archived(b"the first", traced_to=trace)
+    name, directory = "000000010000000000000002", str(archived.directory)
+    # Only what happens in the archive, in order: the copy is synced, then named, then its name is synced.
+    happened = re.findall(r" (fsync|rename)\w*\((.*)\) += 0$", trace.read_text(), flags=re.MULTILINE)
+    done = [(call, "copy" if f"{directory}/.{name}" in what else "directory") for call, what in happened if directory in what]
+    assert done == [("fsync", "copy"), ("rename", "copy"), ("fsync", "directory")][2 * again :]
 
 
 def test_nobody_orders_a_failover_or_reaches_the_database_without_a_password():
