@@ -397,6 +397,22 @@ async def test_what_is_revoked_while_somebody_begins_is_told_to_it_or_waits_for_
     assert subjects(page) == ended
 
 
+@pytest.mark.parametrize("has_news", [False, True])
+async def test_what_is_revoked_while_one_that_was_away_comes_back_is_told_to_it_or_waits_for_it(node, other, key, has_news):
+    """It is counted only from its word on, and believes the answer: that must have been read later."""
+    position = (await node.revocations.read(None)).position
+    before = await end_sessions(other, key, 1) if has_news else []
+    acknowledge, ended = node.revocations.acknowledge, []
+
+    async def and_end_a_session_before(*said):
+        ended.extend(await end_sessions(other, key, 1))
+        await acknowledge(*said)
+
+    node.revocations.acknowledge = and_end_a_session_before
+    page = await node.follow(position, wait=0, verifier="verifier-1")
+    assert subjects(page) == [*before, *ended]
+
+
 async def test_a_step_that_is_not_there_cannot_be_acknowledged(node, key):
     with pytest.raises(StepNotFound):
         await node.revocations.acknowledge("verifier-1", 99)

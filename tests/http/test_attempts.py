@@ -1,6 +1,6 @@
 """Failures are counted by address. They make guessing slow, and keep nobody out who has a credential."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 import httpx2
 import pytest
@@ -8,7 +8,7 @@ from outside import add_partner, ask, log_in, outcome, problem, refresh
 
 from gatelodge.wire import checksum
 from gatelodge_server.core.refusals import TooManyRequests
-from gatelodge_server.http.attempts import Attempts, bucket_of
+from gatelodge_server.http.attempts import Attempts, Names, bucket_of
 from gatelodge_server.http.problems import TooManyFailures
 
 INVALID = (401, "invalid_credential")
@@ -157,3 +157,36 @@ def test_successes_are_not_counted(at, strict_server):
         session = log_in(client, partner.key)
         assert outcome(refresh(client, session["refreshToken"])) == (200, None)
     assert outcome(guess(client)) == INVALID
+
+
+@pytest.mark.parametrize("offset", [-1, 0, 1])
+def test_a_name_keeps_its_place_until_it_has_not_been_heard_for_so_long(offset):
+    seconds = [0.0]
+    names = Names(each=2, kept=10, monotonic=lambda: seconds[0])
+    names.hear("192.0.2.1", "one")
+    names.hear("192.0.2.1", "two")
+    seconds[0] = 4
+    names.hear("192.0.2.1", "one")
+    for own in ("192.0.2.2", "2001:db8::1"):
+        names.hear(own, "three")
+    seconds[0] = 10 + offset
+    # The one that was heard first, and not again.
+    with pytest.raises(TooManyRequests) if offset < 0 else nullcontext():
+        names.hear("192.0.2.1", "three")
+    with pytest.raises(TooManyRequests) as refused:
+        names.hear("192.0.2.1", "four")
+    assert refused.value.retry_after == 10
+    names.hear("192.0.2.1", "one")
+    # Whoever was refused has not kept anybody's place.
+    seconds[0] = 30
+    names.hear("192.0.2.1", "four")
+    names.hear("192.0.2.1", "five")
+
+
+def test_a_name_that_two_addresses_say_has_a_place_at_each_and_a_household_is_one_address():
+    names = Names(each=1, kept=10, monotonic=lambda: 0.0)
+    names.hear("2001:db8::1", "one")
+    names.hear("192.0.2.1", "one")
+    names.hear("2001:db8::2", "one")
+    with pytest.raises(TooManyRequests):
+        names.hear("2001:db8::2", "two")

@@ -5,6 +5,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx2
 import pytest
 from harness import Server
 from outside import add_partner, ask, bearer, connect, create_company, is_closed, log_in, outcome, problem, read_answer, until
@@ -280,6 +281,30 @@ def test_one_address_keeps_so_many_waiting_and_who_goes_away_makes_room(alone):
     finally:
         for connection in waiting:
             connection.close()
+
+
+def test_one_address_has_so_many_names_and_keeps_nobody_out_who_has_one(alone):
+    """However it tells them: else anybody could take all places that there are for verifiers."""
+    server, client = alone
+    sequence = now_at(client).partition(".")[0]
+    for number in range(99):
+        assert client.get(FEED, params={"verifier": f"stranger-{number}"}).status_code == 200
+    say = {"verifier": "stranger-99", "sequence": int(sequence)}
+    assert client.post(FEED, json=say).status_code == 204
+    refused = [
+        client.get(FEED, params={"verifier": "stranger-100"}),
+        client.get(FEED, params={"verifier": "stranger-100"}, headers={"Accept": "text/event-stream"}),
+        client.post(FEED, json={**say, "verifier": "stranger-100"}),
+    ]
+    assert [outcome(answer) for answer in refused] == [(429, "too_many_requests")] * 3
+    assert {answer.headers["retry-after"] for answer in refused} == {"10"}
+    assert client.post(FEED, json=say).status_code == 204
+    assert client.get(FEED, params={"verifier": "stranger-0"}).status_code == 200
+    assert client.get(FEED).status_code == 200
+    # From another address there is room.
+    transport = httpx2.HTTPTransport(verify=server.tls(), local_address="127.0.0.2")
+    with httpx2.Client(base_url=server.url, transport=transport) as other:
+        assert other.get(FEED, params={"verifier": "my-own-service"}).status_code == 200
 
 
 def test_sigterm_answers_those_who_wait_at_once_and_ends_event_streams(tmp_path):

@@ -4,11 +4,13 @@ import pytest
 from backends import Backend, PostgresBackend
 from experiments.servers import FakeClock
 from given import START, a_key, a_partner
-from sqlalchemy import update
+from sqlalchemy import select, update
 from standby import Pair
 
 from gatelodge_server.core.model import HOUR, SECOND
-from gatelodge_server.core.ports import Acknowledgement, Reach
+from gatelodge_server.core.ports import Acknowledgement, Reach, Refused
+from gatelodge_server.core.refusals import TooManyRequests
+from gatelodge_server.core.revocations import VERIFIERS_MAX
 from gatelodge_server.store.migrate import upgrade
 from gatelodge_server.store.tables import verifier
 
@@ -17,7 +19,7 @@ STALENESS = 10 * SECOND
 
 async def hear(node, *names, sequence=1):
     for name in names:
-        assert await node.acknowledge_step(Acknowledgement(name, sequence, START)) is None
+        assert await node.acknowledge_step(Acknowledgement(name, sequence, START, STALENESS)) is None
 
 
 async def reach(node, sequence=1):
@@ -73,6 +75,17 @@ async def test_they_age_by_the_present_clock_from_the_next_round_of_housekeeping
     seen_by_another(backend)
     seen_before(backend, "gone", 2 * HOUR)
     assert await node.forget_verifiers(away_for=HOUR, now=START) == 1
+
+
+async def test_the_place_of_one_that_counts_by_another_clock_is_not_taken(backend, node):
+    """The present clock says that it was seen an hour ago. It may have been seen a moment ago."""
+    await hear(node, "gone", "one", *(f"known-{number}" for number in range(VERIFIERS_MAX - 2)))
+    seen_by_another(backend)
+    assert await node.acknowledge_step(Acknowledgement("new", 1, START, STALENESS)) == Refused(TooManyRequests)
+    seen_before(backend, "gone", STALENESS)
+    await hear(node, "new")
+    assert await reach(node) == Reach(1, VERIFIERS_MAX, VERIFIERS_MAX)
+    assert backend.run(lambda connection: connection.execute(select(verifier.c.id).where(verifier.c.id == "gone")).all()) == []
 
 
 async def test_after_a_failover_to_a_database_whose_clock_is_ahead_nobody_is_forgotten():

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from given import AROUND, START, a_company, a_key, a_login, a_partner, a_signing_key
-from sqlalchemy import delete, insert
+from sqlalchemy import delete, insert, select
 
 from gatelodge.errors import CredentialRevoked, CredentialRotated, InvalidCredential, PartnerSuspended
 from gatelodge_server.core.model import DAY, HOUR, SECOND, KeyPurpose, PartnerStatus, SessionEnd
@@ -15,6 +15,7 @@ from gatelodge_server.store.store import SqlStore
 from gatelodge_server.store.tables import verifier
 
 ALL = 1000
+STALENESS = 10 * SECOND
 
 
 @pytest.fixture
@@ -195,7 +196,7 @@ async def test_an_empty_database_begins_before_its_first_step(store):
 
 
 def heard(verifier, sequence, now=START):
-    return Acknowledgement(verifier, sequence, now)
+    return Acknowledgement(verifier, sequence, now, STALENESS)
 
 
 async def test_a_step_is_acknowledged_by_those_who_have_applied_it(node, other_node, key):
@@ -236,11 +237,11 @@ async def test_one_that_is_long_gone_is_forgotten(node, key, offset):
 
 
 async def test_there_is_room_for_so_many_and_those_who_are_there_stay(node, key):
-    names = [f"verifier-{number}" for number in range(VERIFIERS_MAX + 1)]
-    outcomes = await asyncio.gather(*(node.acknowledge_step(heard(name, 0)) for name in names))
+    words = [heard(f"verifier-{number}", 0) for number in range(VERIFIERS_MAX + 1)]
+    outcomes = await asyncio.gather(*map(node.acknowledge_step, words))
     assert outcomes.count(None) == VERIFIERS_MAX
     assert outcomes.count(Refused(TooManyRequests)) == 1
-    assert await node.acknowledge_step(heard(names[0], 1)) is None
+    assert await node.acknowledge_step(heard("verifier-0", 1)) is None
     assert (await node.count_reach(1, within=DAY, now=START)).acknowledged == 1
 
 
@@ -257,6 +258,76 @@ async def test_for_the_last_place_that_many_ask_for_at_several_nodes_there_is_on
         assert outcomes[2:] == [None] * 20
         assert backend.count("verifier") == VERIFIERS_MAX
         backend.run(lambda connection: connection.execute(delete(verifier).where(verifier.c.id.not_like("known-%"))))
+
+
+def let_in(backend, **seen_at):
+    """Fill all places: those who are named were seen then, the others now."""
+    rows = [{"id": name.replace("_", "-"), "sequence": 1, "seen_at": at} for name, at in seen_at.items()]
+    rows += [{"id": f"known-{number}", "sequence": 1, "seen_at": START} for number in range(VERIFIERS_MAX - len(rows))]
+    backend.run(lambda connection: connection.execute(insert(verifier), rows))
+
+
+def names(backend):
+    return set(backend.run(lambda connection: connection.execute(select(verifier.c.id)).scalars().all()))
+
+
+@pytest.mark.parametrize("offset", AROUND)
+async def test_one_more_takes_the_place_of_one_that_is_not_there_any_more(node, key, backend, offset):
+    let_in(backend, away_one=START - STALENESS + offset)
+    before = await node.count_reach(1, within=STALENESS, now=START)
+    outcome = await node.acknowledge_step(heard("one-more", 0))
+    if offset > 0:
+        assert outcome == Refused(TooManyRequests)
+        assert (before.verifiers, "away-one" in names(backend)) == (VERIFIERS_MAX, True)
+        return
+    assert outcome is None
+    # It was not counted, and who takes its place is: as one that has applied what it says itself.
+    assert before == Reach(1, VERIFIERS_MAX - 1, VERIFIERS_MAX - 1)
+    assert await node.count_reach(1, within=STALENESS, now=START) == Reach(1, VERIFIERS_MAX, VERIFIERS_MAX - 1)
+    assert {"one-more"} == names(backend) - {f"known-{number}" for number in range(VERIFIERS_MAX)}
+    assert await node.acknowledge_step(heard("away-one", 1)) == Refused(TooManyRequests)
+
+
+async def test_whoever_has_been_away_longest_goes_first_and_in_one_transaction_as_many_as_are_new(node, key, backend):
+    let_in(backend, b=START - 3 * STALENESS, a=START - 2 * STALENESS, c=START - 4 * STALENESS)
+    assert await node.acknowledge_step(heard("new-1", 1)) is None
+    assert {"a", "b", "c"} & names(backend) == {"a", "b"}
+    words = [heard("new-2", 0), heard("new-2", 1), heard("new-3", 1), heard("new-4", 1), heard("known-1", 0)]
+    outcomes = await asyncio.gather(*map(node.acknowledge_step, words))
+    assert outcomes == [None, None, None, Refused(TooManyRequests), None]
+    assert {"a", "b", "new-1", "new-2", "new-3", "new-4"} & names(backend) == {"new-1", "new-2", "new-3"}
+    assert await node.count_reach(1, within=STALENESS, now=START) == Reach(1, VERIFIERS_MAX, VERIFIERS_MAX - 1)
+
+
+async def test_for_the_place_of_one_that_is_away_that_many_want_at_several_nodes_there_is_one(node, other_node, key, backend):
+    for number in range(20):
+        let_in(backend, zz_away=START - STALENESS)
+        # Behind the row whose place is taken, and before it, are rows that the same transactions and others change.
+        words = [(node, heard(f"a-{number}", 1)), (other_node, heard(f"{'az'[number % 2]}-other-{number}", 1))]
+        words += [(one, heard(f"known-{at}", 1)) for one in (node, other_node) for at in range(10)]
+        outcomes = await asyncio.gather(*(one.acknowledge_step(word) for one, word in words))
+        assert outcomes[:2].count(None) == 1
+        assert outcomes[:2].count(Refused(TooManyRequests)) == 1
+        assert outcomes[2:] == [None] * 20
+        assert (backend.count("verifier"), "zz-away" in names(backend)) == (VERIFIERS_MAX, False)
+        backend.run(lambda connection: connection.execute(delete(verifier)))
+
+
+async def test_one_that_comes_back_while_its_place_is_taken_is_there_or_is_not_and_nobody_waits_in_a_circle(
+    node, other_node, key, backend
+):
+    for number in range(20):
+        let_in(backend, **{"a_away" if number % 2 else "zz_away": START - STALENESS})
+        away = "a-away" if number % 2 else "zz-away"
+        words = [(node, heard("mm-new", 1)), (other_node, heard(away, 1))]
+        words += [(one, heard(f"known-{at}", 1)) for one in (node, other_node) for at in range(10)]
+        outcomes = await asyncio.gather(*(one.acknowledge_step(word) for one, word in words))
+        assert outcomes[:2].count(None) == 1
+        assert outcomes[:2].count(Refused(TooManyRequests)) == 1
+        assert outcomes[2:] == [None] * 20
+        assert names(backend) & {"mm-new", away} == ({"mm-new"} if outcomes[0] is None else {away})
+        assert backend.count("verifier") == VERIFIERS_MAX
+        backend.run(lambda connection: connection.execute(delete(verifier)))
 
 
 async def test_one_that_asks_two_nodes_at_once_is_one_and_is_there(node, other_node, key):

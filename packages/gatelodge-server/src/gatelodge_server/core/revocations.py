@@ -29,7 +29,7 @@ from gatelodge_server.core.ports import Acknowledgement, Reach, Refused, Revocat
 from gatelodge_server.core.refusals import StepNotFound, TooManyRequests
 
 VERIFIERS_MAX: Final = 1_000
-"""So many may follow by name; those who do not say theirs are not counted."""
+"""So many may follow by name; those who do not say theirs are not counted. One more takes the place of one that is away."""
 AWAY_FOR: Final[Duration] = HOUR
 """A verifier that was not seen for so long is forgotten. It refuses everything long since."""
 PAGE: Final = 200
@@ -174,6 +174,7 @@ class Revocations:
         self._monotonic = monotonic
         self._kept = jwt_ttl + _MARGIN
         self.max_staleness = max_staleness
+        self._within: Duration = int(max_staleness * SECOND)
         self._pause = pause
         self._news = asyncio.Event()
         self._waiting = 0
@@ -246,7 +247,11 @@ class Revocations:
             news = self._news
             page = await self.read(position)
             if verifier is not None:
-                page = await self._note(verifier, position, page)
+                await self._note(verifier, position, page)
+                if page.is_news or wait <= 0 or leave.is_set():
+                    # It believes this answer before it is heard of again. It counts from now on only, if it was away or begins:
+                    # what was revoked before has waited for nobody of its name, and so has to be told.
+                    page = await self.read(position)
             until = self._monotonic() + wait
             while not page.is_news and not leave.is_set() and self._monotonic() < until:
                 await _first_of(news, leave, seconds=until - self._monotonic())
@@ -254,16 +259,11 @@ class Revocations:
                 page = await self.read(position)
             return page
 
-    async def _note(self, verifier: str, position: Position | None, page: Page) -> Page:
-        """Note what a verifier has applied. What it is to be told may have to be read again."""
-        if position is not None and position.restated is None and not page.is_reset:
-            with suppress(StepNotFound):  # restored this very moment: the next answer says so
-                await self.acknowledge(verifier, position.sequence)
-            return page
-        # It will believe the answer before it is heard of again. So it counts before that is read, as one that has applied
-        # nothing: whatever is revoked from then on waits for it.
-        await self.acknowledge(verifier, 0)
-        return await self.read(position)
+    async def _note(self, verifier: str, position: Position | None, page: Page) -> None:
+        """Note what a verifier has applied: nothing, if it begins. Whatever is revoked from then on waits for it."""
+        has_begun = position is not None and position.restated is None and not page.is_reset
+        with suppress(StepNotFound):  # restored this very moment: the next answer says so
+            await self.acknowledge(verifier, position.sequence if has_begun and position is not None else 0)
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -291,7 +291,7 @@ class Revocations:
 
     async def acknowledge(self, verifier: str, sequence: int) -> None:
         """``verifier`` has applied all steps up to this one. Raises ``StepNotFound`` or ``TooManyRequests``."""
-        outcome = await self._store.acknowledge_step(Acknowledgement(verifier, sequence, self._clock()))
+        outcome = await self._store.acknowledge_step(Acknowledgement(verifier, sequence, self._clock(), self._within))
         if isinstance(outcome, Refused):
             raise TooManyRequests(int(self.max_staleness)) if outcome.reason is TooManyRequests else outcome.reason()
 
@@ -304,9 +304,8 @@ class Revocations:
         if sequence is None:
             sequence = await self._store.last_change()
         until = self._monotonic() + min(wait, self.max_staleness + _COUNT_AGAIN)
-        within = int(self.max_staleness * SECOND)
         while True:
-            reach = await self._store.count_reach(sequence, within=within, now=self._clock())
+            reach = await self._store.count_reach(sequence, within=self._within, now=self._clock())
             if reach.acknowledged >= reach.verifiers or self._monotonic() >= until or leave():
                 return reach
             await self._pause(_COUNT_AGAIN)

@@ -1,6 +1,7 @@
 """Failed attempts, and what bothers others, are counted by address: so that it is slow for who does it and for nobody else."""
 
 import ipaddress
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -84,3 +85,40 @@ class Attempts:
     async def _refuse(self, bucket: str) -> Exception:
         window = await self._limiter.get_window_stats(self._limit, bucket)
         return self._refusal(max(1, round(window.reset_time - self._wall_clock())))
+
+
+class Names:
+    """The names under which callers come who come again and again: so many at once from one address, on each worker.
+
+    A name keeps its place until it has not been heard for ``kept`` seconds. So there are no more new ones in that time, either.
+    """
+
+    def __init__(self, *, each: int, kept: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._each = each
+        self._kept = kept
+        self._monotonic = monotonic
+        self._heard_at: dict[tuple[str, str], float] = {}
+        """In the order of the times."""
+        self._names: Counter[str] = Counter()
+
+    def hear(self, address: str, name: str) -> None:
+        """Take a place for a name, or keep it. Raises ``TooManyRequests`` if the address has as many others as it may."""
+        now, bucket = self._monotonic(), bucket_of(address)
+        self._forget(now)
+        key = bucket, name
+        if self._heard_at.pop(key, None) is None:
+            if self._names[bucket] >= self._each:
+                raise TooManyRequests(math.ceil(self._kept))
+            self._names[bucket] += 1
+        self._heard_at[key] = now
+
+    def _forget(self, now: float) -> None:
+        while self._heard_at:
+            key, heard_at = next(iter(self._heard_at.items()))
+            if now < heard_at + self._kept:
+                return
+            del self._heard_at[key]
+            bucket, _ = key
+            self._names[bucket] -= 1
+            if not self._names[bucket]:
+                del self._names[bucket]

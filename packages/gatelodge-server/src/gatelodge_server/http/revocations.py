@@ -18,7 +18,7 @@ import msgspec
 from gatelodge.errors import Unavailable
 from gatelodge_server.core.refusals import StepNotFound, TooManyRequests
 from gatelodge_server.core.revocations import Page, Position, Revocations, Told
-from gatelodge_server.http.attempts import bucket_of
+from gatelodge_server.http.attempts import Names, bucket_of
 from gatelodge_server.http.draining import Draining
 from gatelodge_server.http.fields import ENCODER
 from gatelodge_server.http.operation import (
@@ -41,6 +41,8 @@ _WAITING_MAX: Final = 2_000
 """So many may wait on one process, however many processes there are."""
 _WAITING_EACH: Final = 100
 """So many of them may come from one address: a network's verifiers, behind whatever hides their addresses."""
+_NAMES_EACH: Final = 100
+"""So many names may one address have in each maximum staleness, on one process. It cannot take all places in the store."""
 _BEATS: Final = 3
 """An event stream says something so many times in each maximum staleness."""
 _VERIFIER: Final = re.compile(r"[A-Za-z0-9._-]{8,64}", re.ASCII)
@@ -117,6 +119,7 @@ class RevocationRoutes:
         self._issuer = issuer
         self._environment = environment
         self._waiting: Counter[str] = Counter()
+        self._names = Names(each=_NAMES_EACH, kept=revocations.max_staleness)
 
     async def answer(self, call: Call, receive: Receive, send: Send) -> None:
         """Answer a reader, in the form that it asks for."""
@@ -126,11 +129,11 @@ class RevocationRoutes:
         if _EVENT_STREAM in (call.header(b"accept") or b""):
             last = call.header(b"last-event-id")
             position = _position_of(last.decode("latin-1"), "Last-Event-ID") if last else _position_of(after, "after")
-            with self._place(call):
+            with self._place(call, verifier):
                 await self._stream(position, verifier, receive, send)
             return
         position, wait = _position_of(after, "after"), wait_in(call) or 0.0
-        with self._place(call):
+        with self._place(call, verifier):
             async with _until_gone(receive) as (leave, is_gone):
                 async with self._leaving(leave):
                     page = await self._revocations.follow(position, wait=wait, leave=leave, verifier=verifier)
@@ -188,12 +191,14 @@ class RevocationRoutes:
             watching.cancel()
 
     @contextmanager
-    def _place(self, call: Call) -> Iterator[None]:
+    def _place(self, call: Call, verifier: str | None) -> Iterator[None]:
         bucket = bucket_of(call.address)
         if self._waiting[bucket] >= _WAITING_EACH:
             raise TooManyRequests(1)
         if self._waiting.total() >= _WAITING_MAX:
             raise Unavailable
+        if verifier is not None:
+            self._names.hear(call.address, verifier)
         self._waiting[bucket] += 1
         try:
             yield
@@ -202,8 +207,9 @@ class RevocationRoutes:
             if not self._waiting[bucket]:
                 del self._waiting[bucket]
 
-    async def acknowledge(self, _call: Call, body: AcknowledgementBody) -> Answer:
+    async def acknowledge(self, call: Call, body: AcknowledgementBody) -> Answer:
         """Note what the reader of an event stream has applied."""
+        self._names.hear(call.address, body.verifier)
         await self._revocations.acknowledge(body.verifier, body.sequence)
         return Answer(HTTPStatus.NO_CONTENT)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Connection, and_, case, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, Subquery, and_, case, delete, func, or_, select, update
 
 from gatelodge.errors import CredentialRevoked
 from gatelodge_server.core.model import Change, Duration, EndCause, Instant, KeyPurpose, PartnerStatus
@@ -156,17 +156,26 @@ def acknowledge_steps(connection: Connection, said: Sequence[Acknowledgement]) -
     last, outcomes = last_change(connection), dict[int, Refused | Busy | None]()
     names = {one.verifier for one in said}
     known = connection.execute(select(verifier.c.id).where(verifier.c.id.in_(names))).scalars().all()
-    newcomers = _judge_newcomers(connection) if len(known) < len(names) else BUSY
+    newcomers = _judge_newcomers(connection, max(said, key=lambda one: one.now)) if len(known) < len(names) else BUSY
     clock = clock_name(connection)
+    new: list[tuple[int, Acknowledgement]] = []
     # In one order everywhere, so that nodes do not wait for each other in a circle.
     for place, one in sorted(enumerate(said), key=lambda pair: (pair[1].verifier, pair[0])):
-        outcomes[place] = Refused(StepNotFound) if one.sequence > last else _note(connection, one, clock, newcomers)
+        if one.sequence > last:
+            outcomes[place] = Refused(StepNotFound)
+        elif _note(connection, one, clock):
+            outcomes[place] = None
+        else:
+            new.append((place, one))
+    # Whoever is new may take a place, which locks a row out of that order: so nothing is waited for from here on.
+    for place, one in new:
+        outcomes[place] = newcomers if newcomers is not None else _let_in(connection, one, clock)
     return [outcomes[place] for place in range(len(said))]
 
 
-def _judge_newcomers(connection: Connection) -> Refused | Busy | None:
+def _judge_newcomers(connection: Connection, said: Acknowledgement) -> Refused | Busy | None:
     """Why nobody who is new can be let in; ``None``: as many can as there is room for."""
-    if _is_full(connection):
+    if _is_full(connection) and connection.execute(_longest_away(connection, said)).scalar_one_or_none() is None:
         return Refused(TooManyRequests)
     return None if take_turn(connection, Turn.COUNTING_VERIFIERS) else BUSY
 
@@ -175,18 +184,43 @@ def _is_full(connection: Connection) -> bool:
     return bool(connection.execute(select(func.count()).select_from(verifier)).scalar_one() >= VERIFIERS_MAX)
 
 
-def _note(connection: Connection, said: Acknowledgement, clock: str, newcomers: Refused | Busy | None) -> Refused | Busy | None:
-    values = {"sequence": said.sequence, "seen_at": time_of(connection, said.now), "clock": clock}
-    own = update(verifier).where(verifier.c.id == said.verifier).values(values)
-    if connection.execute(own).rowcount:
+def _note(connection: Connection, said: Acknowledgement, clock: str) -> bool:
+    """Note it of one that is known; whether it is. One that was a moment ago may be forgotten."""
+    own = update(verifier).where(verifier.c.id == said.verifier)
+    return bool(connection.execute(own.values(_what_is_noted(connection, said, clock))).rowcount)
+
+
+def _let_in(connection: Connection, said: Acknowledgement, clock: str) -> Refused | None:
+    """Note it of one that is new. For whoever has the turn: nobody else lets anybody in."""
+    if _note(connection, said, clock):  # it is in this batch twice
         return None
-    if newcomers is not None:  # ``Busy`` also for one that was known, and was forgotten a moment ago
-        return newcomers
-    if _is_full(connection):
+    if _is_full(connection) and not _make_room(connection, said):
         return Refused(TooManyRequests)
-    insert_unless_there(connection, verifier, {"id": said.verifier, **values})
-    connection.execute(own)
+    insert_unless_there(connection, verifier, {"id": said.verifier, **_what_is_noted(connection, said, clock)})
     return None
+
+
+def _what_is_noted(connection: Connection, said: Acknowledgement, clock: str) -> dict[str, object]:
+    return {"sequence": said.sequence, "seen_at": time_of(connection, said.now), "clock": clock}
+
+
+def _make_room(connection: Connection, said: Acknowledgement) -> bool:
+    """Forget the one that has been away longest; whether there is one that is not there any more.
+
+    It refuses everything and is not counted. When it comes back it is new, as if it had been away for ``AWAY_FOR``. One that
+    comes back this very moment holds its row, and is left alone.
+    """
+    away = connection.execute(_longest_away(connection, said).with_for_update(of=verifier, skip_locked=True))
+    found = away.scalar_one_or_none()
+    return found is not None and bool(connection.execute(delete(verifier).where(verifier.c.id == found)).rowcount)
+
+
+def _longest_away(connection: Connection, said: Acknowledgement) -> Select[Any]:
+    """Of those that ``count_reach`` does not count, the one that was seen longest ago."""
+    other, counted_at = _counted_at(connection, said.now)
+    query = select(verifier.c.id).join_from(verifier, other, other.c.clock == verifier.c.clock)
+    query = query.where(verifier.c.seen_at <= counted_at - said.within)
+    return query.order_by((counted_at - verifier.c.seen_at).desc(), verifier.c.id).limit(1)
 
 
 def count_reach(connection: Connection, asked: Sequence[tuple[int, Duration, Instant]]) -> list[Reach]:
@@ -196,14 +230,21 @@ def count_reach(connection: Connection, asked: Sequence[tuple[int, Duration, Ins
 
 def _count_reach(connection: Connection, sequence: int, within: Duration, now: Instant) -> Reach:
     has_applied = func.count().filter(verifier.c.sequence >= sequence)
-    # Those whom only the clock of an earlier leader has seen count if they were there when it was read last. How long ago that
-    # was the present one cannot say, and to be told of one too many does no harm.
-    other = select(verifier.c.clock, func.max(verifier.c.seen_at).label("seen_at")).group_by(verifier.c.clock).subquery()
-    is_present = verifier.c.clock == clock_name(connection)
-    counted_at = case((is_present, time_of(connection, now)), else_=other.c.seen_at)
+    other, counted_at = _counted_at(connection, now)
     query = select(func.count(), has_applied).join_from(verifier, other, other.c.clock == verifier.c.clock)
     verifiers, acknowledged = connection.execute(query.where(verifier.c.seen_at > counted_at - within)).one()
     return Reach(sequence, int(verifiers), int(acknowledged))
+
+
+def _counted_at(connection: Connection, now: Instant) -> tuple[Subquery, ColumnElement[int]]:
+    """The time by which each verifier is there or is not, and what has to be joined to say it.
+
+    Those whom only the clock of an earlier leader has seen count if they were there when it was read last. How long ago that
+    was the present one cannot say, and to be told of one too many does no harm.
+    """
+    other = select(verifier.c.clock, func.max(verifier.c.seen_at).label("seen_at")).group_by(verifier.c.clock).subquery()
+    is_present = verifier.c.clock == clock_name(connection)
+    return other, case((is_present, time_of(connection, now)), else_=other.c.seen_at)
 
 
 def forget_verifiers(connection: Connection, away_for: Duration, now: Instant) -> int:

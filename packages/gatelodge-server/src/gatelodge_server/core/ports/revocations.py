@@ -60,6 +60,8 @@ class Acknowledgement:
     verifier: str
     sequence: int
     now: Instant
+    within: Duration
+    """Whoever was seen less than this ago is there, and keeps its place: the maximum staleness."""
 
 
 class Reach(NamedTuple):
@@ -88,8 +90,8 @@ class RevocationStore(Protocol):
     async def acknowledge_step(self, acknowledgement: Acknowledgement) -> Refused | None:
         """Note what a verifier has applied and that it was there.
 
-        A step that is not there is refused with ``StepNotFound``; a new verifier beyond ``VERIFIERS_MAX`` with
-        ``TooManyRequests``.
+        A step that is not there is refused with ``StepNotFound``. A new verifier beyond ``VERIFIERS_MAX`` takes the place of
+        the one that was seen longest ago, if that is not there any more, and is refused with ``TooManyRequests`` if all are.
         """
         ...
 
