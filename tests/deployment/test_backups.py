@@ -6,11 +6,13 @@ import subprocess
 import threading
 from pathlib import Path
 
+import processes
 import pytest
-from guide import block, blocks
+import yaml
+from guide import ROOT, block, blocks, fit
 from harness import Server, clean_environment, run_command
 from outside import add_partner, ask, bearer, log_in, outcome, refresh, until
-from postgres import ADMINISTRATOR, PostgresServer
+from postgres import ADMINISTRATOR, DURABLE, PostgresServer
 
 GOOD = (200, None)
 NO_COMMANDS = ("GATELODGE_",)
@@ -27,7 +29,7 @@ def sh(text, **environ):
 
 def test_every_block_of_commands_is_run():
     shown = [line.split()[0] for text in blocks("sh") for line in text.splitlines()[:1]]
-    known = (*NO_COMMANDS, "sqlite3", "rm", "pg_dump", "pg_restore", "pg_basebackup")
+    known = (*NO_COMMANDS, "sqlite3", "rm", "pg_dump", "pg_restore", "pg_basebackup", "cp")
     assert [word for word in shown if not word.startswith(known)] == []
     assert all(any(word.startswith(each) for word in shown) for each in known)
 
@@ -123,6 +125,25 @@ def postgres_server():
 
 
 @pytest.fixture
+def archive():
+    """Where the log is kept."""
+    return processes.working_directory("archive")
+
+
+@pytest.fixture
+def archiving_server(archive):
+    """One that keeps its log as the shipped file says."""
+    shipped = yaml.safe_load((ROOT / "deploy" / "patroni.yml").read_text("utf-8"))["bootstrap"]["dcs"]["postgresql"][
+        "parameters"
+    ]
+    settings = {name: shipped[name] for name in ("archive_mode", "archive_command")}
+    settings["archive_command"] = fit(settings["archive_command"], {"/backup/wal": str(archive)})
+    with PostgresServer(settings={**DURABLE, **settings}) as running:
+        yield running
+    processes.remove(archive)
+
+
+@pytest.fixture
 def node(tmp_path, postgres_server):
     """A server whose settings name a database on that server."""
     data = tmp_path / "data"
@@ -134,21 +155,26 @@ def node(tmp_path, postgres_server):
 
 @pytest.fixture
 def there(tmp_path, postgres_server):
+    return blocks_environment(tmp_path, postgres_server)
+
+
+def blocks_environment(directory, server):
     """What the blocks for PostgreSQL find in their environment."""
-    (tmp_path / "backup").mkdir()
+    (directory / "backup").mkdir()
     return {
-        "BACKUP": str(tmp_path / "backup"),
-        "PATH": f"{postgres_server.programs}:{os.environ['PATH']}",
-        "URL": postgres_server.url("gatelodge"),
-        "ADMINISTRATOR_URL": postgres_server.url("postgres", role=ADMINISTRATOR),
+        "BACKUP": str(directory / "backup"),
+        "PATH": f"{server.programs}:{os.environ['PATH']}",
+        "URL": server.url("gatelodge"),
+        "ADMINISTRATOR_URL": server.url("postgres", role=ADMINISTRATOR),
     }
 
 
-def put_back(server, backup):
-    """A base backup in place of a data directory, of the same owner."""
-    owner = server.data.stat()
-    shutil.rmtree(server.data)
+def put_back(server, backup, prepare=lambda _: None):
+    """A base backup in place of a data directory, of the same owner. ``prepare`` is told where the old one is."""
+    owner, old = server.data.stat(), server.root / "old"
+    server.data.rename(old)
     shutil.copytree(backup, server.data)
+    prepare(old)
     for path in (server.data, *server.data.rglob("*")):
         os.chown(path, owner.st_uid, owner.st_gid)
     server.data.chmod(0o700)
@@ -175,3 +201,73 @@ def test_a_database_on_postgresql_is_copied_while_it_serves_and_restored(node, t
         assert refresh(client, quiet).status_code == 200
         assert outcome(client.post("/auth/login", json={"apiKey": late.key})) == (401, "invalid_credential")
         assert add_partner(node.data).id != early.id
+
+
+class Recovery:
+    """A deployment that knows three partners: one before the base backup, one before the moment, one after it."""
+
+    def __init__(self, node, server, archive, there):
+        self._node, self._server, self._archive = node, server, archive
+        self._base = Path(there["BACKUP"]) / "base"
+        self.first = add_partner(node.data)
+        sh(block("sh", "pg_basebackup"), **there)
+        self.early = add_partner(node.data)
+        ((self._moment,),) = server.run_sql("SELECT clock_timestamp()")
+        self.late = add_partner(node.data)
+        node.stop()
+
+    def recover(self, *, to_the_moment, with_old_log):
+        """Go back as the guide says, and start the node."""
+        shown = block("ini", "restore_command")
+        settings = fit(shown, {"/backup/wal": str(self._archive), "2026-01-31 12:00:00+00": self._moment})
+        if not to_the_moment:
+            settings = "".join(line for line in settings.splitlines(True) if not line.startswith("recovery_target_time"))
+            assert settings.count("\n") == shown.count("\n") - 1
+
+        def prepare(old):
+            if with_old_log:
+                sh(block("sh", "pg_wal"), OLD=str(old), PGDATA=str(self._server.data))
+            with (self._server.data / "postgresql.auto.conf").open("a") as file:
+                file.write(settings)
+            (self._server.data / "recovery.signal").touch()
+
+        put_back(self._server, self._base, prepare)
+        self._server.start()
+        until(lambda: self._server.run_sql("SELECT pg_is_in_recovery()") == [["f"]], "the database takes writes")
+        looked = run_command("doctor", data=self._node.data)
+        assert looked.returncode == 0, looked.stdout + looked.stderr
+        self._node.start()
+
+    def logins(self):
+        """What becomes of the three."""
+        with self._node.client() as client:
+            partners = (self.first, self.early, self.late)
+            return [outcome(client.post("/auth/login", json={"apiKey": partner.key})) for partner in partners]
+
+    def add(self):
+        """One more, who logs in."""
+        with self._node.client() as client:
+            return log_in(client, add_partner(self._node.data).key)
+
+
+@pytest.fixture
+def recovery(archiving_server, archive, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    (data / "gatelodge.toml").write_text(f'database = "{archiving_server.create("gatelodge")}"\n')
+    with Server(data) as running:
+        yield Recovery(running, archiving_server, archive, blocks_environment(tmp_path, archiving_server))
+
+
+def test_a_database_on_postgresql_goes_back_to_a_moment_and_takes_writes(recovery, archiving_server):
+    archiving_server.stop()  # what it had not archived yet goes into the archive now
+    recovery.recover(to_the_moment=True, with_old_log=False)
+    assert recovery.logins() == [GOOD, GOOD, (401, "invalid_credential")]
+    assert recovery.add()
+
+
+def test_a_database_on_postgresql_that_was_killed_comes_back_with_all_that_it_acknowledged(recovery, archiving_server):
+    archiving_server.kill()
+    recovery.recover(to_the_moment=False, with_old_log=True)
+    assert recovery.logins() == [GOOD, GOOD, GOOD]
+    assert recovery.add()
