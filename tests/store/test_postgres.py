@@ -2,14 +2,16 @@
 
 import asyncio
 import contextlib
+import re
 import socket
+import subprocess
 import time
 
 import pytest
 from backends import Backend, PostgresBackend, until
 from experiments.cut import Cut
 from given import START, a_key, a_login, a_partner
-from postgres import PostgresServer
+from postgres import PostgresServer, postgres, programs_of_tests
 from sqlalchemy import func, insert, select, text, update
 
 from gatelodge.errors import Unavailable
@@ -48,6 +50,52 @@ def read_tiers(connection):
 
 def wait_in_the_database(connection, seconds):
     connection.execute(select(func.pg_sleep(seconds)))
+
+
+# --- Which versions ---
+
+
+async def test_the_server_is_of_the_version_that_was_chosen(driver):
+    told = subprocess.run(
+        [programs_of_tests() / "postgres", "--version"], capture_output=True, text=True, check=True, timeout=30
+    ).stdout
+    version = await driver.read(lambda connection: connection.execute(text("SHOW server_version")).scalar_one())
+    assert told == f"postgres (PostgreSQL) {version}\n"
+    assert int(version.partition(".")[0]) >= 15
+
+
+@contextlib.asynccontextmanager
+async def passed_off(port, major):
+    """A wire to a server, which on it gives itself out as of another version; its port. None older than 15 installs here."""
+
+    async def carry(source, target, said):
+        with contextlib.suppress(ConnectionError):
+            while data := await source.read(65536):
+                # ParameterStatus, with the login. The message keeps its length.
+                target.write(re.sub(rb"(?<=server_version\0)\d\d(?=[.])", said, data))
+                await target.drain()
+        target.close()
+
+    async def join(from_client, to_client):
+        from_server, to_server = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(carry(from_client, to_server, rb"\g<0>"), carry(from_server, to_client, b"%d" % major))
+
+    wire = await asyncio.start_server(join, "127.0.0.1", 0)
+    async with wire:
+        yield wire.sockets[0].getsockname()[1]
+
+
+@pytest.mark.parametrize(("major", "outcome"), [(14, "PostgreSQL 14 is too old: 15 is needed"), (15, 3), (16, 3)])
+async def test_a_server_that_is_older_than_what_is_promised_is_refused(backend, major, outcome):
+    port = postgres().port
+    async with passed_off(port, major) as other_port:
+        database = database_at(parse_address(backend.address.replace(f":{port}/", f":{other_port}/")))
+        for use in (database.read, database.upgrade):
+            try:
+                found = await asyncio.to_thread(use, read_tiers)
+            except DatabaseFault as fault:
+                found = str(fault)
+            assert found == outcome
 
 
 # --- What is done again ---
