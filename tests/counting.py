@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from given import Clock
 
 from gatelodge.errors import QuotaExceeded, Unavailable
+from gatelodge_server.core.ports import UNHEARD
 from gatelodge_server.core.quotas import IDLE, Quotas, QuotaStatus
 
 ACME = "acme-motors"
@@ -42,6 +43,8 @@ class Line:
             if self.slow is not None:
                 await self.slow.wait()
             self.under_way -= 1
+            if self.cut == "back" and verb == "lease_quota":
+                return UNHEARD
             if self.cut == "back":
                 raise Unavailable
             return answer

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from gatelodge.errors import QuotaExceeded, Unavailable
 from gatelodge_server.core.model import DAY, HOUR, SECOND, Tier
-from gatelodge_server.core.ports import QuotaAsk
+from gatelodge_server.core.ports import UNHEARD, QuotaAsk
 from gatelodge_server.core.quotas import UNOPENED, Quotas, judge_ask
 
 ACME = "acme-motors"
@@ -58,6 +58,7 @@ class World:
         self.loop, self.tier, self.random = loop, tier, Random(seed)
         self.windows = UNOPENED
         self.let_in = Counter()
+        self.told = 0
         self.asks = 0
 
     @property
@@ -71,8 +72,12 @@ class World:
 
     def decide(self, ask):
         self.asks += 1
+        self.tell(ask.usage)
         self.windows, lease = judge_ask(self.windows, ask, self.tier, int(self.now))
         return lease
+
+    def tell(self, usage):
+        self.told += sum(mark.accepted for mark in usage)
 
 
 class SimulatedNode:
@@ -104,12 +109,14 @@ class SimulatedNode:
         lease = self.world.decide(ask)
         await self._travel()
         await self._be_awake()
-        if lost == "back":
-            raise Unavailable
-        return lease
+        return UNHEARD if lost == "back" else lease
 
     async def note_usage(self, usage, last_uses):
-        pass
+        await self._travel()
+        if self.losing == "there":
+            raise Unavailable
+        self.world.tell(usage)
+        await self._travel()
 
     async def _travel(self):
         await asyncio.sleep(self.world.random.choice([0.0002, 0.001, 0.001, 0.003, 0.05]) * self.world.random.random())
@@ -189,6 +196,12 @@ class Cluster:
         await asyncio.wait(working, timeout=4 * HALF)
         suffering.cancel()
 
+    async def close(self):
+        """Let every line be whole again, and end."""
+        for node in self.nodes:
+            node.losing = None
+        await asyncio.wait([asyncio.ensure_future(node.quotas.close()) for node in self.nodes], timeout=HALF)
+
 
 def simulate(tier, *, seed=0, faults=(), pace, burst=1, **clocks):
     """What happened, in a time of ten seconds."""
@@ -197,7 +210,9 @@ def simulate(tier, *, seed=0, faults=(), pace, burst=1, **clocks):
         world = World(loop, tier, seed)
 
         async def everything():
-            await Cluster(world, **clocks).run(faults, pace=pace, burst=burst)
+            cluster = Cluster(world, **clocks)
+            await cluster.run(faults, pace=pace, burst=burst)
+            await cluster.close()
 
         loop.run_until_complete(everything())
         left = asyncio.all_tasks(loop)
@@ -211,6 +226,12 @@ def simulate(tier, *, seed=0, faults=(), pace, burst=1, **clocks):
 
 SKEWS = st.integers(-30_000, 30_000)
 DRIFTS = st.sampled_from([-0.0005, 0.0, 0.0005])
+LOSSES = st.lists(
+    st.tuples(
+        st.floats(0, 2 * HALF), st.integers(0, NODES - 1), st.sampled_from(["lose", "lose there", "lose back"]), st.just(0)
+    ),
+    max_size=12,
+)
 FAULTS = st.lists(
     st.tuples(
         st.floats(0, 2 * HALF),
@@ -233,6 +254,13 @@ def test_p5_whatever_happens_no_window_has_one_request_too_many(seed, faults, sk
     world = simulate(Tier("starter", 100, 1_000), seed=seed, faults=faults, skews=skews, drifts=drifts, pace=0.2)
     assert set(world.let_in) <= {EDGE // HOUR - 1, EDGE // HOUR}
     assert max(world.let_in.values(), default=0) <= 100
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), LOSSES, st.sampled_from([100, 100_000]))
+def test_whatever_gets_lost_on_the_way_each_request_is_counted_once_in_the_usage(seed, losses, limit):
+    world = simulate(Tier("any", limit, 10 * limit), seed=seed, faults=losses, pace=0.2)
+    assert world.told == sum(world.let_in.values())
 
 
 APART = (-30_000, 30_000, -15_000, 0)

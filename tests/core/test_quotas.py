@@ -649,17 +649,104 @@ async def test_a_status_after_a_refusal_makes_nobody_wait_for_nothing(start):
 # --- usage ----------------------------------------------------------------------------------------------------------------
 
 
-async def test_usage_is_told_about_once_a_second(node, store):
+def along(node):
+    """The counts that went along with asks."""
+    return [mark for ask in node.line.asks for mark in ask.usage]
+
+
+async def test_usage_that_does_not_go_along_is_told_about_once_a_second(node, store):
     await node.quotas.go_round()
     await node.let_in(120)
     await node.quotas.go_round()
-    assert await store.list_usage(ACME, since=0) == []
+    assert await store.list_usage(ACME, since=0) == [UsageMark(ACME, HOUR_AT, sum(mark.accepted for mark in along(node)), 0)]
+    assert "note_usage" not in node.line.asked
     node.monotonic.forward(1)
     await node.quotas.go_round()
     assert await store.list_usage(ACME, since=0) == [UsageMark(ACME, HOUR_AT, 100, 20)]
     node.monotonic.forward(1)
     await node.quotas.go_round()
     assert await store.list_usage(ACME, since=0) == [UsageMark(ACME, HOUR_AT, 100, 20)]
+
+
+async def test_what_goes_along_is_all_that_was_counted_and_is_not_told_again(node, store):
+    await node.let_in(20)
+    await node.be_idle()
+    assert await store.list_usage(ACME, since=0) == [UsageMark(ACME, HOUR_AT, 20, 0)]
+    node.monotonic.forward(2)
+    await node.quotas.go_round()
+    await node.quotas.close()
+    assert sum(mark.accepted for mark in along(node)) == 20
+    assert "note_usage" not in node.line.asked
+    assert await store.list_usage(ACME, since=0) == [UsageMark(ACME, HOUR_AT, 20, 0)]
+
+
+async def test_a_partner_for_whom_is_asked_again_and_again_costs_no_transaction_of_usage(node, store):
+    await store.set_tier(Tier("starter", 10_000, 100_000), now=START, by="test")
+    for _ in range(20):
+        await node.let_in(held(node) + 1)
+        node.monotonic.forward(IDLE / 2)
+        await node.quotas.go_round()
+    assert "note_usage" not in node.line.asked
+    await node.quotas.close()
+    assert "note_usage" not in node.line.asked
+    assert await store.list_usage(ACME, since=0) == [UsageMark(ACME, HOUR_AT, sum(mark.accepted for mark in along(node)), 0)]
+
+
+async def test_what_is_served_from_a_slice_that_lasts_is_told_all_the_same(node, store):
+    await store.set_tier(Tier("starter", 10_000, 100_000), now=START, by="test")
+    used = 0
+    while held(node) < 20:
+        used += await node.let_in(held(node) + 1)
+    asked = len(node.line.asks)
+    for _ in range(20):
+        assert node.quotas.take(ACME, START) is not None
+        used += 1
+        node.monotonic.forward(IDLE / 2)
+        await node.quotas.go_round()
+    assert len(node.line.asks) == asked
+    (told,) = await store.list_usage(ACME, since=0)
+    assert used - 1 / IDLE * 2 <= told.accepted <= used
+
+
+async def test_a_look_takes_no_counts_along(node):
+    await node.let_in(20)
+    await node.quotas.status(ACME)
+    assert node.line.asks[-1].usage == ()
+
+
+async def test_who_is_refused_again_and_again_costs_no_more_writes(node, store):
+    await node.let_in(120)
+    asked = len(node.line.asks)
+    for _ in range(5):
+        node.monotonic.forward(EXHAUSTED_KEPT)
+        await node.let_in(2)
+    assert [ask.usage for ask in node.line.asks[asked:]] == [()] * 5
+    await node.quotas.close()
+    assert await store.list_usage(ACME, since=0) == [UsageMark(ACME, HOUR_AT, 100, 30)]
+
+
+@pytest.mark.parametrize("cut", ["there", "back", "mistaken"])
+async def test_r72_what_went_along_is_told_again_only_if_it_is_known_not_to_be_written(node, store, cut):
+    await node.let_in(10)
+    await node.quotas.go_round()
+    node.line.cut = cut
+    await node.be_idle()
+    assert node.line.asks[-1].usage
+    node.line.cut = None
+    await node.quotas.close()
+    assert await store.list_usage(ACME, since=0) == [UsageMark(ACME, HOUR_AT, 10, 0)]
+
+
+async def test_what_is_counted_while_an_ask_is_under_way_is_kept_beside_what_went_along(node, store):
+    await store.set_tier(Tier("starter", 10_000, 100_000), now=START, by="test")
+    await node.let_in(99)
+    refused = asyncio.create_task(node.let_in(held(node) + 1))
+    node.line.cut = "there"
+    used = 99 + await refused
+    node.line.cut = None
+    used += await node.let_in(5)
+    await node.quotas.close()
+    assert await store.list_usage(ACME, since=0) == [UsageMark(ACME, HOUR_AT, used, 0)]
 
 
 async def test_usage_is_entered_under_the_hour_that_it_fell_into(node, store):

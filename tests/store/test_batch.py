@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from gatelodge.errors import Unavailable
-from gatelodge_server.store.batch import BUSY, Batch
+from gatelodge_server.store.batch import BUSY, Batch, UnheardError
 
 
 class Flushes:
@@ -31,6 +31,8 @@ class Flushes:
                     raise ZeroDivisionError
                 if request == "down":
                     raise Unavailable
+                if request == "unheard":
+                    raise UnheardError
             return [request.upper() for request in requests]
         finally:
             self.running -= 1
@@ -315,3 +317,14 @@ async def test_who_needs_what_is_held_for_too_long_is_told_so_and_nobody_else():
     assert held.batches == [["a", "b", "c"]]
     held.held.clear()
     assert await batch("b") == "B"
+
+
+async def test_whose_commit_was_not_answered_hears_that_and_those_behind_only_that_nothing_was_done(flushes):
+    batch = Batch(flushes, vain=0)
+    flushes.gate.clear()
+    first = asyncio.create_task(batch("unheard"))
+    await flushes.begun.wait()
+    behind = await queued(batch, "a", "b")
+    flushes.gate.set()
+    outcomes = await asyncio.gather(first, *behind, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [UnheardError, Unavailable, Unavailable]

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, event, select
 
 from gatelodge.errors import Unavailable
 from gatelodge_server.core.model import DAY, HOUR, KeyPurpose, Tier
-from gatelodge_server.core.ports import Done, LastUse, QuotaAsk, Refused, UsageMark
+from gatelodge_server.core.ports import UNHEARD, Done, LastUse, QuotaAsk, Refused, UsageMark
 from gatelodge_server.core.refusals import IdempotencyKeySpent
 from gatelodge_server.store.clock import going_by, store_now
 from gatelodge_server.store.quotas import lease_quotas, note_usage
@@ -227,7 +227,7 @@ async def test_whoever_locks_several_rows_locks_them_in_the_order_of_their_keys(
         await store.issue_token(token, by="test")
     driver = backend.driver()
     for want in (1, 2):  # the first makes the rows
-        asks = [an_ask(want, partner_id=name) for name in names]
+        asks = [an_ask(want, partner_id=name, usage=[a_mark(1, 0, partner_id=name)]) for name in names]
         leases = await driver.write(going_by(by_the_asker, lease_quotas), asks)
         assert [lease.granted for lease in leases] == [want] * 3
     await driver.close()
@@ -237,7 +237,7 @@ async def test_whoever_locks_several_rows_locks_them_in_the_order_of_their_keys(
     await store.note_usage([a_mark(1, 0, partner_id=name) for name in names], uses)
     assert {" ".join(words) for words, _ in rows_at_once} == {
         "UPDATE quota",
-        "UPDATE usage",
+        "INSERT INTO",
         "UPDATE credential",
         "UPDATE access_token",
         "UPDATE verification",
@@ -258,7 +258,7 @@ async def test_nodes_that_lease_for_the_same_partners_and_note_their_usage_do_no
         dice = Random(at)
         for _ in range(10):
             some = dice.sample(range(6), 4)
-            asks = [an_ask(1, partner_id=names[which]) for which in some]
+            asks = [an_ask(1, partner_id=names[which], usage=[a_mark(1, 0, partner_id=names[which])]) for which in some]
             await driver.write(going_by(by_the_asker, lease_quotas), asks)
             uses = [LastUse("key", keys[which], START, "") for which in some]
             await driver.write(note_usage, [a_mark(1, 0, partner_id=names[which]) for which in some], uses)
@@ -268,8 +268,8 @@ async def test_nodes_that_lease_for_the_same_partners_and_note_their_usage_do_no
         await driver.close()
     counts = [(await store.list_usage(name, since=0))[0].accepted for name in names]
     taken_of = [(await store.lease_quota(an_ask(0, partner_id=name))).hour_taken for name in names]
-    assert sum(counts) == 4 * 10 * 4
-    assert taken_of == counts
+    assert sum(counts) == 2 * 4 * 10 * 4
+    assert [2 * each for each in taken_of] == counts
     assert backend.faults == []
 
 
@@ -294,6 +294,49 @@ async def test_p5_the_time_is_read_when_the_row_is_locked(key, open_node):
 
 def a_mark(accepted, refused, *, hour=HOUR_AT, partner_id="acme-motors"):
     return UsageMark(partner_id, hour, accepted, refused)
+
+
+async def test_a_lease_adds_the_usage_that_comes_with_it(store, other_node, key):
+    marks = [a_mark(2, 0, hour=HOUR_AT + HOUR), a_mark(5, 1)]
+    lease = await store.lease_quota(an_ask(7, usage=marks))
+    assert (lease.granted, await store.list_usage("acme-motors", since=0)) == (7, marks[::-1])
+    await other_node.lease_quota(unused_of(lease, 3, usage=[a_mark(1, 1)]))
+    assert await taken(store) == (4, 4)
+    assert await store.list_usage("acme-motors", since=HOUR_AT) == [a_mark(6, 2), marks[0]]
+
+
+async def test_usage_that_comes_with_leases_of_two_nodes_at_once_is_all_counted(store, other_node, key):
+    await store.add_partner(a_partner("miller"), a_key("miller"), by="test")
+    names = ("acme-motors", "miller")
+    asks = [an_ask(1, partner_id=names[at % 2], usage=[a_mark(1, 2, partner_id=names[at % 2])]) for at in range(100)]
+    marks = [a_mark(1, 0, partner_id=name) for name in names]
+    await asyncio.gather(
+        *((store, other_node)[at // 2 % 2].lease_quota(ask) for at, ask in enumerate(asks)),
+        *((store, other_node)[at % 2].note_usage(marks[:: (-1) ** at], []) for at in range(10)),
+    )
+    for name in names:
+        assert await store.list_usage(name, since=0) == [a_mark(60, 100, partner_id=name)]
+
+
+async def test_a_lease_that_is_rolled_back_takes_its_usage_along(store, key, backend):
+    def fail(connection):
+        lease_quotas(connection, [an_ask(7, usage=[a_mark(5, 1)])])
+        raise ZeroDivisionError
+
+    driver = backend.driver()
+    with pytest.raises(ZeroDivisionError):
+        await driver.write(going_by(by_the_asker, fail))
+    await driver.close()
+    assert await taken(store) == (0, 0)
+    assert await store.list_usage("acme-motors", since=0) == []
+
+
+async def test_usage_of_a_partner_that_is_not_there_is_not_kept_and_keeps_nobody_from_a_lease(store, key):
+    asks = [an_ask(1, partner_id=name, usage=[a_mark(1, 0, partner_id=name)]) for name in ("nobody", "acme-motors")]
+    leases = await asyncio.gather(*(store.lease_quota(ask) for ask in asks))
+    assert [lease is None for lease in leases] == [True, False]
+    assert await store.list_usage("nobody", since=0) == []
+    assert await store.list_usage("acme-motors", since=0) == [a_mark(1, 0)]
 
 
 async def test_usage_adds_up_by_the_hour(store, other_node, key):
@@ -395,5 +438,22 @@ async def test_usage_that_was_not_written_is_told_as_a_failure(store, key, backe
     deaf = SqlStore(DeafDriver(backend.driver(), reaches=False))
     with pytest.raises(Unavailable):
         await deaf.note_usage([a_mark(1, 0)], [])
+    assert await store.list_usage("acme-motors", since=0) == []
+    await deaf.close()
+
+
+async def test_a_lease_whose_commit_was_not_answered_is_told_as_such(store, key, backend):
+    deaf = SqlStore(DeafDriver(backend.driver(), reaches=True), store_now=by_the_asker)
+    assert await deaf.lease_quota(an_ask(7, usage=[a_mark(5, 1)])) is UNHEARD
+    assert await taken(store) == (7, 7)
+    assert await store.list_usage("acme-motors", since=0) == [a_mark(5, 1)]
+    await deaf.close()
+
+
+async def test_a_lease_that_was_not_written_is_told_as_a_failure(store, key, backend):
+    deaf = SqlStore(DeafDriver(backend.driver(), reaches=False), store_now=by_the_asker)
+    with pytest.raises(Unavailable):
+        await deaf.lease_quota(an_ask(7, usage=[a_mark(5, 1)]))
+    assert await taken(store) == (0, 0)
     assert await store.list_usage("acme-motors", since=0) == []
     await deaf.close()

@@ -28,7 +28,7 @@ from gatelodge.errors import InvalidCredential, QuotaExceeded, Unavailable
 from gatelodge.rates import Header, RateForm, RateWindow, rate_headers, seconds_left
 from gatelodge_server.core.following import RESTORED
 from gatelodge_server.core.model import DAY, HOUR, SECOND, Clock, Duration, Instant, Tier
-from gatelodge_server.core.ports import Lease, QuotaAsk, QuotaStore
+from gatelodge_server.core.ports import UNHEARD, Lease, QuotaAsk, QuotaStore, Unheard
 from gatelodge_server.core.refusals import PartnerNotFound
 from gatelodge_server.core.tiers import LARGEST_LIMIT
 from gatelodge_server.core.usage import UsageLedger, UseKind
@@ -185,6 +185,7 @@ class _Book:
         "slice",
         "taken",
         "tier",
+        "told_at",
         "unused",
         "usable_until",
     )
@@ -209,6 +210,8 @@ class _Book:
         self.served = self.refused = 0
         self.noted = (0, 0)
         """How much of ``served`` and ``refused`` the ledger has."""
+        self.told_at = _NEVER
+        """When an ask last took the counts along."""
         self.epoch = 0
         """Counts how often it was told to forget: what was asked for before is not used after."""
         self.counts: deque[asyncio.Future[QuotaStatus]] = deque()
@@ -267,6 +270,18 @@ class _Book:
         served, refused = self.noted
         self.noted = (self.served, self.refused)
         ledger.note(self.partner_id, self.taken.hour_starts_at, self.served - served, self.refused - refused)
+
+    def along(self, ask: QuotaAsk, at: float, ledger: UsageLedger) -> QuotaAsk:
+        """The ask, and the counts with it if it is one that writes.
+
+        A look does not, and hardly an ask after nothing was granted: whoever is refused again and again costs no more writes
+        than the one a second that all share.
+        """
+        if not ask.unused and (not ask.want or self.exhausted_until > _NEVER):
+            return ask
+        self.told_at = at
+        self.settle(ledger)
+        return ask._replace(usage=ledger.take(self.partner_id))
 
     def adopt(self, lease: Lease, asked_at: float, now: Instant, ledger: UsageLedger) -> QuotaStatus:
         """From now on the windows are those of ``lease``. Whatever is held is of these windows, or nothing is held.
@@ -431,7 +446,7 @@ class Quotas:
         await self._wait_for_asks()
         if at >= self._flush_due:
             self._flush_due = at + _FLUSH
-            await self._flush()
+            await self._flush(but_since=at - _FLUSH)
 
     async def close(self) -> None:
         """Give back everything and tell what was counted. What the store does not hear now is lost: fewer are let in."""
@@ -448,10 +463,12 @@ class Quotas:
         book = self._books[partner_id] = _Book(partner_id, self._monotonic())
         return book
 
-    async def _flush(self) -> None:
+    async def _flush(self, *, but_since: float = float("inf")) -> None:
+        """Tell what is left, but for partners whose counts went along after ``but_since``: they will again."""
         async with self._flushing:
             for book in self._books.values():
-                book.settle(self._ledger)
+                if book.told_at <= but_since:
+                    book.settle(self._ledger)
             await self._ledger.flush()
 
     async def _wait_for_asks(self) -> None:
@@ -482,13 +499,19 @@ class Quotas:
         # First the monotonic clock: whatever happens between these lines and the store's decision, the lease ends no later.
         at = self._monotonic()
         clock_at = self._clock()
-        epoch, ask = book.epoch, book.next_ask(clock_at, clock_at + self._skew, at)
+        epoch, ask = book.epoch, book.along(book.next_ask(clock_at, clock_at + self._skew, at), at, self._ledger)
         looks, book.looks = book.looks, []
         try:
             lease = await self._store.lease_quota(ask)
         except Unavailable:
+            self._ledger.keep(ask.usage)
+            lease = UNHEARD
+        except Exception:
+            self._ledger.keep(ask.usage)  # a mistake: nothing was written
+            raise
+        if isinstance(lease, Unheard):
             # What was given back with this ask is not given back again, and what it was granted is not used: whether the
-            # store has heard it is not known.
+            # store has heard it is mostly not known.
             book.looks += looks
             book.fail(Unavailable)
             return

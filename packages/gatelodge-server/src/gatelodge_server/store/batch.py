@@ -34,6 +34,10 @@ class Busy:
 BUSY: Final = Busy()
 
 
+class UnheardError(Exception):
+    """All was done but for the commit, and whether that was done nobody knows."""
+
+
 class Batch(Generic[Request, Outcome]):
     """One verb's queue. Each caller gets its own outcome, in the order of arrival, and never another caller's exception.
 
@@ -64,7 +68,10 @@ class Batch(Generic[Request, Outcome]):
         self._under_way = 0
 
     async def __call__(self, request: Request) -> Outcome:
-        """The outcome of ``request``, once the batch that it was in is committed. Raises ``Unavailable``."""
+        """The outcome of ``request``, once the batch that it was in is committed.
+
+        Raises ``Unavailable``, and ``UnheardError`` if ``run`` tells the two apart.
+        """
         loop = asyncio.get_running_loop()
         pause, deadline = _FIRST_PAUSE, loop.time() + self._patience
         while isinstance(outcome := await self._ask(request), Busy):
@@ -114,8 +121,8 @@ class Batch(Generic[Request, Outcome]):
         """Run them and tell their callers; whether the database was there."""
         try:
             outcomes = await self._run([request for request, _ in taken])
-        except Unavailable:
-            _refuse(taken)
+        except (Unavailable, UnheardError) as fault:
+            _refuse(taken, type(fault))
             return False
         except Exception as fault:  # noqa: BLE001 - whatever it is, it belongs to one of the callers
             if len(taken) == 1:
@@ -131,9 +138,11 @@ class Batch(Generic[Request, Outcome]):
         return True
 
 
-def _refuse(taken: Sequence[tuple[Request, asyncio.Future[Outcome | Busy]]]) -> None:
+def _refuse(
+    taken: Sequence[tuple[Request, asyncio.Future[Outcome | Busy]]], why: type[Unavailable | UnheardError] = Unavailable
+) -> None:
     for _, future in taken:
-        _settle(future, fault=Unavailable())
+        _settle(future, fault=why())
 
 
 def _settle(future: asyncio.Future[Outcome | Busy], *, fault: Exception) -> None:

@@ -14,7 +14,7 @@ from gatelodge_server.core.ports import LastUse, Lease, QuotaAsk, UsageMark
 from gatelodge_server.core.quotas import UNOPENED, Window, Windows, judge_ask
 from gatelodge_server.store.clock import shared_now
 from gatelodge_server.store.keys import forget_answers, note_first_use
-from gatelodge_server.store.races import insert_unless_there, unheld
+from gatelodge_server.store.races import insert_or_add, insert_unless_there, unheld
 from gatelodge_server.store.tables import access_token, credential, partner, quota, tier, usage
 
 _ALLOWED = (
@@ -39,15 +39,7 @@ _WRITE = (
 )
 _LONGEST_ADDRESS: Final = 45
 
-_ADD = (
-    update(usage)
-    .where(usage.c.partner_id == bindparam("id"), usage.c.hour_starts_at == bindparam("hour"))
-    .values(accepted=usage.c.accepted + bindparam("more_accepted"), refused=usage.c.refused + bindparam("more_refused"))
-)
-
-_THERE = select(usage.c.partner_id, usage.c.hour_starts_at).where(
-    usage.c.partner_id.in_(bindparam("ids", expanding=True)), usage.c.hour_starts_at.in_(bindparam("hours", expanding=True))
-)
+_ADD = insert_or_add(usage, usage.c.accepted, usage.c.refused)
 _UNUSED = select(credential.c.id).where(
     credential.c.id.in_(bindparam("ids", expanding=True)), credential.c.first_used_at.is_(None)
 )
@@ -66,7 +58,7 @@ _MOVE: Final = {"key": _move_last_use(credential), "token": _move_last_use(acces
 
 
 def lease_quotas(connection: Connection, asks: Sequence[QuotaAsk]) -> list[Lease | None]:
-    """Lock the rows, see what time it is, judge the asks one after the other, write what has changed.
+    """Lock the rows, see what time it is, judge the asks one after the other, write what has changed, add the usage.
 
     Two asks of one partner in one batch are judged in order, the second against what the first has made of the row.
     """
@@ -92,11 +84,17 @@ def lease_quotas(connection: Connection, asks: Sequence[QuotaAsk]) -> list[Lease
     if changed:
         rows = [{"id": partner_id, **_row_of(windows, "new_")} for partner_id, windows in sorted(changed.items())]
         connection.execute(_WRITE, rows)
+    _add(connection, [mark for ask, lease in zip(asks, leases, strict=True) if lease is not None for mark in ask.usage])
     return leases
 
 
 def _row_of(windows: Windows, prefix: str = "") -> dict[str, object]:
     return {prefix + name: value for name, value in zip(_WINDOWS, (*windows.hour, *windows.day), strict=True)}
+
+
+def _add(connection: Connection, marks: Sequence[UsageMark]) -> None:
+    if marks:
+        connection.execute(_ADD, [mark._asdict() for mark in sorted(marks)])
 
 
 def note_usage(connection: Connection, marks: Sequence[UsageMark], last_uses: Sequence[LastUse]) -> None:
@@ -105,23 +103,7 @@ def note_usage(connection: Connection, marks: Sequence[UsageMark], last_uses: Se
     unused = connection.execute(_UNUSED, {"ids": list(keys)}).scalars().all() if keys else ()
     if unused:
         forget_answers(connection, unused)
-    added = sorted(marks)
-    if added:
-        asked = {"ids": list({mark.partner_id for mark in added}), "hours": list({mark.hour_starts_at for mark in added})}
-        there = {(row.partner_id, row.hour_starts_at) for row in connection.execute(_THERE, asked)}
-        for mark in added:
-            key = (mark.partner_id, mark.hour_starts_at)
-            if key not in there:
-                there.add(key)
-                row = {"partner_id": mark.partner_id, "hour_starts_at": mark.hour_starts_at, "accepted": 0, "refused": 0}
-                insert_unless_there(connection, usage, row)
-        connection.execute(
-            _ADD,
-            [
-                {"id": id_, "hour": hour, "more_accepted": accepted, "more_refused": refused}
-                for id_, hour, accepted, refused in added
-            ],
-        )
+    _add(connection, marks)
     for kind, statement in _MOVE.items():
         uses = [
             {"used_id": use.credential_id, "at": use.at, "address": use.address[:_LONGEST_ADDRESS]}

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import (
     ClauseElement,
+    Column,
     ColumnElement,
     Connection,
     Index,
@@ -24,12 +25,19 @@ from sqlalchemy.sql.visitors import InternalTraversal
 
 
 class _UnlessThere(SyntaxExtension, ClauseElement):
-    """Lets an insert do nothing if another row keeps it from holding one rule: one form for what both databases say alike."""
+    """Lets an insert do nothing if another row keeps it from holding one rule: one form for what both databases say alike.
 
-    _traverse_internals = [("rule", InternalTraversal.dp_plain_obj)]  # noqa: RUF012 - as SQLAlchemy declares it
+    Or it adds its ``counts`` to those of that row.
+    """
 
-    def __init__(self, rule: PrimaryKeyConstraint | Index) -> None:
+    _traverse_internals = [  # noqa: RUF012 - as SQLAlchemy declares it
+        ("rule", InternalTraversal.dp_plain_obj),
+        ("counts", InternalTraversal.dp_plain_obj),
+    ]
+
+    def __init__(self, rule: PrimaryKeyConstraint | Index, counts: tuple[Column[int], ...] = ()) -> None:
         self.rule = rule
+        self.counts = counts
 
     def apply_to_insert(self, insert_stmt: Insert) -> None:
         insert_stmt.apply_syntax_extension_point(lambda _: [self], "post_values")
@@ -37,12 +45,16 @@ class _UnlessThere(SyntaxExtension, ClauseElement):
 
 @compiles(_UnlessThere)
 def _say_unless_there(unless: _UnlessThere, compiler: SQLCompiler, **_: Any) -> str:  # noqa: ANN401 - SQLAlchemy's signature
-    target = f"({', '.join(map(compiler.preparer.format_column, unless.rule.columns))})"
+    say = compiler.preparer.format_column
+    target = f"({', '.join(map(say, unless.rule.columns))})"
     where = None
     if isinstance(unless.rule, Index):
         where = unless.rule.dialect_options[compiler.dialect.name]["where"]
     if where is not None:  # the index is of some rows only, and found by saying of which
         target += f" WHERE {compiler.process(where, include_table=False, literal_binds=True)}"
+    if unless.counts:
+        sums = [(say(count), say(count, use_table=True)) for count in unless.counts]
+        return f"ON CONFLICT {target} DO UPDATE SET " + ", ".join(f"{new} = {old} + excluded.{new}" for new, old in sums)
     return f"ON CONFLICT {target} DO NOTHING"
 
 
@@ -55,6 +67,14 @@ def insert_unless_there(connection: Connection, table: Table, row: Mapping[str, 
     """
     new = insert(table).ext(_UnlessThere(rule or table.primary_key))
     return connection.execute(new, row, execution_options={"preserve_rowcount": True}).rowcount == 1
+
+
+def insert_or_add(table: Table, *counts: Column[int]) -> Insert:
+    """Inserts rows, or adds their ``counts`` to those of the rows that have their primary keys already.
+
+    Each row is locked from then on. Whoever gives several gives them in the order of their keys.
+    """
+    return insert(table).ext(_UnlessThere(table.primary_key, counts))
 
 
 class Turn(IntEnum):

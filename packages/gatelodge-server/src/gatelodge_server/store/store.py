@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 from uuid import UUID
@@ -25,6 +26,7 @@ from gatelodge_server.core.model import (
     Tier,
 )
 from gatelodge_server.core.ports import (
+    UNHEARD,
     Acknowledgement,
     Beginning,
     Begun,
@@ -57,6 +59,7 @@ from gatelodge_server.core.ports import (
     RolledTooOften,
     SessionStanding,
     Tail,
+    Unheard,
     UsageMark,
 )
 from gatelodge_server.store import (
@@ -74,7 +77,7 @@ from gatelodge_server.store import (
     trail,
 )
 from gatelodge_server.store import registration as registrations
-from gatelodge_server.store.batch import Batch
+from gatelodge_server.store.batch import Batch, UnheardError
 from gatelodge_server.store.clock import StoreClock, going_by
 
 Result = TypeVar("Result")
@@ -194,7 +197,7 @@ class SqlStore:
         self._find: Batch[bytes, SessionStanding | None] = many(lambda all_: driver.read(sessions.find_sessions, all_))
         self._find_key: Batch[str, Standing | None] = many(lambda all_: driver.read(keys.find_keys, all_))
         self._find_token: Batch[str, Standing | None] = many(lambda all_: driver.read(tokens.find_tokens, all_))
-        self._lease: Batch[QuotaAsk, Lease | None] = many(lambda all_: driver.write(quotas.lease_quotas, all_))
+        self._lease: Batch[QuotaAsk, Lease | None] = many(lambda all_: self._write_known(quotas.lease_quotas, all_))
         self._read_revocations: Batch[tuple[int, int], Tail] = Batch(
             lambda all_: driver.read_current(revocations.read_revocations, all_)
         )
@@ -376,24 +379,39 @@ class SqlStore:
 
     # quotas and usage
 
-    async def lease_quota(self, ask: QuotaAsk) -> Lease | None:
-        return await self._lease(ask)
+    async def lease_quota(self, ask: QuotaAsk) -> Lease | Unheard | None:
+        try:
+            return await self._lease(ask)
+        except UnheardError:
+            return UNHEARD
 
     async def note_usage(self, usage: Sequence[UsageMark], last_uses: Sequence[LastUse]) -> None:
+        # To add again what may be on the disk would be to count some requests twice.
+        with suppress(UnheardError):
+            await self._write_known(quotas.note_usage, usage, last_uses)
+
+    async def _write_known(
+        self,
+        verb: Callable[Concatenate[Connection, Arguments], Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """``Driver.write``, where ``Unavailable`` says that nothing was done; else it is ``UnheardError``."""
         is_written = False
 
-        def note(connection: Connection) -> None:
+        def run(connection: Connection) -> Result:
             nonlocal is_written
-            quotas.note_usage(connection, usage, last_uses)
+            is_written = False  # it may be tried again
+            outcome = verb(connection, *args, **kwargs)
             is_written = True
+            return outcome
 
         try:
-            await self._driver.write(note)
-        except Unavailable:
-            if not is_written:
-                raise
-            # It was the commit that failed, and what of it is on the disk nobody knows. To add it again would be to count
-            # some requests twice.
+            return await self._driver.write(run)
+        except Unavailable as fault:
+            if is_written:  # so it was the commit that failed, and what of it is on the disk nobody knows
+                raise UnheardError from fault
+            raise
 
     async def list_usage(self, partner_id: str, *, since: Instant) -> Sequence[UsageMark]:
         return await self._driver.read(quotas.list_usage, partner_id, since)

@@ -17,7 +17,7 @@ from gatelodge_server.core.ports.common import Done, Reason, Refused, Replay
 from gatelodge_server.core.ports.companies import CompanyOutcome, CompanyStore, Created, Replayed
 from gatelodge_server.core.ports.deployment import DeploymentStore
 from gatelodge_server.core.ports.partners import Deactivated, PartnerStore, Rolled, RolledBefore, RolledTooOften
-from gatelodge_server.core.ports.quotas import LastUse, Lease, QuotaAsk, QuotaStore, UsageMark
+from gatelodge_server.core.ports.quotas import UNHEARD, LastUse, Lease, QuotaAsk, QuotaStore, Unheard, UsageMark
 from gatelodge_server.core.ports.registration import (
     Begun,
     Challenge,
@@ -54,6 +54,7 @@ from gatelodge_server.core.ports.tokens import TokenStore
 from gatelodge_server.core.ports.trail import Bell, TrailStore
 
 __all__ = [
+    "UNHEARD",
     "Acknowledgement",
     "Advanced",
     "Beginning",
@@ -110,6 +111,7 @@ __all__ = [
     "Tail",
     "TokenStore",
     "TrailStore",
+    "Unheard",
     "UsageMark",
 ]
 

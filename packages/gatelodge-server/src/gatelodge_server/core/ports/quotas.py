@@ -1,9 +1,18 @@
 """What partners may still do, and what they did."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from gatelodge_server.core.model import Instant, Tier
+
+
+class UsageMark(NamedTuple):
+    """What a node saw since it last said so: of a partner in an hour."""
+
+    partner_id: str
+    hour_starts_at: Instant
+    accepted: int
+    refused: int
 
 
 class QuotaAsk(NamedTuple):
@@ -17,6 +26,8 @@ class QuotaAsk(NamedTuple):
     unused_hour_at: Instant = 0
     """In which hour and day the unused ones were leased."""
     unused_day_at: Instant = 0
+    usage: Sequence[UsageMark] = ()
+    """Of the same partner: to be added to the usage in the same transaction."""
 
 
 class Lease(NamedTuple):
@@ -33,13 +44,11 @@ class Lease(NamedTuple):
     """When this was decided, by the store's clock: after the ask was sent, and before its answer came."""
 
 
-class UsageMark(NamedTuple):
-    """What a node saw since it last said so: of a partner in an hour."""
+class Unheard:
+    """The commit was not answered: what was asked for may have been done or not, all of it or nothing."""
 
-    partner_id: str
-    hour_starts_at: Instant
-    accepted: int
-    refused: int
+
+UNHEARD: Final = Unheard()
 
 
 class LastUse(NamedTuple):
@@ -54,13 +63,16 @@ class LastUse(NamedTuple):
 class QuotaStore(Protocol):
     """What partners may still do, and what they did."""
 
-    async def lease_quota(self, ask: QuotaAsk) -> Lease | None:
+    async def lease_quota(self, ask: QuotaAsk) -> Lease | Unheard | None:
         """Take up to ``want`` requests out of the partner's present hour and day (by UTC); ``None`` if there is no partner.
 
         Which window is the present one says the store's clock, read when the partner's row is locked; a database without a
         clock of its own goes by ``ask.now``. Over all nodes, no more is granted in a window than the tier allows. A clock that
         steps back is counted in the window that the store is in already, if that is the next one at most
         (``quotas.judge_ask``). Micro-batched.
+
+        ``ask.usage`` is added in the same transaction, unless there is no partner. When this raises ``Unavailable`` nothing was
+        added; ``UNHEARD`` is to be taken as added, as ``note_usage`` does.
         """
         ...
 
