@@ -372,7 +372,7 @@ def test_the_doctor_finds_a_master_key_that_others_can_read(patient):
 
 def test_the_doctor_finds_no_master_key(patient):
     (patient / "master.key").unlink()
-    assert set(examine(patient)) == {"master key", "signing keys"}
+    assert set(examine(patient)) == {"master key"}
 
 
 def test_the_doctor_finds_a_master_key_that_is_another_deployments(patient, tmp_path):
