@@ -297,6 +297,53 @@ def test_an_active_partner_gets_a_new_key_by_mail_and_the_old_one_ends(server, c
     assert len(set(subjects)) == 3
 
 
+COUNTS = {"sequence", "verifiers", "acknowledged"}
+
+
+def test_a_recovery_says_who_has_heard_of_it_when_it_is_asked_and_a_first_registration_never(server, client):
+    to = address()
+
+    def verify_and_wait(wait, **said):
+        return client.post(f"{REGISTER}/Verify", json={"contactEmail": to, **said}, params={"wait": wait})
+
+    first = {"verificationCode": code_for(server, client, to)}
+    answers = [verify_and_wait("0", **first).json() for _ in range(2)]
+    assert answers[0] == answers[1]
+    assert not COUNTS & set(answers[0])
+    recovered = {"verificationCode": code_for(server, client, to)}
+    # What cannot be meant costs no attempt: there are five.
+    assert [outcome(verify_and_wait("31", **recovered)) for _ in range(6)] == [(422, "invalid_fields")] * 6
+    asked, again = (verify_and_wait("0", **recovered).json() for _ in range(2))
+    assert set(asked) == set(again) == set(answers[0]) | COUNTS
+    assert asked["apiKey"] == again["apiKey"] != answers[0]["apiKey"]
+    assert again["sequence"] >= asked["sequence"]
+    # Without being asked it answers as it always has, also to a repetition.
+    assert set(verify(client, to, recovered["verificationCode"]).json()) == set(answers[0])
+    assert set(registered(server, client, to)) == set(answers[0])
+
+
+def test_a_recovery_waits_for_those_who_follow(tmp_path):
+    with Server(tmp_path / "data") as server, server.client() as client, server.client() as other:
+        to, feed = address(), "/auth/revocations"
+        old = registered(server, client, to)
+        code = code_for(server, client, to)
+        position = client.get(feed).json()["position"]
+        client.get(feed, params={"after": position, "verifier": "verifier-1"})
+        asked = {"contactEmail": to, "verificationCode": code}
+        with ThreadPoolExecutor(1) as pool:
+            recovered = pool.submit(other.post, f"{REGISTER}/Verify", json=asked, params={"wait": "10"})
+            told = set()
+            while ("credential", old["apiKey"].split("_")[3], "credential_rotated") not in told:
+                page = client.get(feed, params={"after": position, "verifier": "verifier-1", "wait": "25"}).json()
+                position = page["position"]
+                told |= {(one["kind"], one["subject"], one["code"]) for one in page["revocations"]}
+            assert not recovered.done()
+            client.get(feed, params={"after": position, "verifier": "verifier-1"})
+            said = recovered.result().json()
+        assert (said["verifiers"], said["acknowledged"]) == (1, 1)
+        assert said["sequence"] <= page["sequence"]
+
+
 def test_no_code_and_no_key_is_in_the_log(server, client):
     to = address()
     code = code_for(server, client, to)

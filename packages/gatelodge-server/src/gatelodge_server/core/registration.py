@@ -203,7 +203,12 @@ class VerifiedKey(NamedTuple):
     tier: Tier
     expires_at: Instant | None = None
     sequence: int | None = None
-    """The change in which it took the place of another; ``None`` where it did not, or did when the same was asked before."""
+    """The change in which it took the place of another, or a later one; ``None`` where it did not, and for a rotation that is
+    asked for again."""
+
+
+def _verified(key: Secret, done: Confirmed) -> VerifiedKey:
+    return VerifiedKey(key, done.partner_id, done.tier, sequence=done.sequence if done.is_recovery else None)
 
 
 class Standing(NamedTuple):
@@ -360,9 +365,9 @@ class Registrations:
             now=now,
         )
         match await self._store.confirm_registration(confirmation):
-            case Confirmed(partner_id, tier):
+            case Confirmed() as done:
                 self._on_mail_queued()
-                return VerifiedKey(issued.text, partner_id, tier)
+                return _verified(issued.text, done)
             case Refused(reason) if reason is InvalidVerificationCode:
                 # The same code may have been sent twice, and the other one was quicker: its answer is this one's too.
                 found = await self._store.claim_attempt(address, now=now)
@@ -382,8 +387,8 @@ class Registrations:
         except ValueError:  # sealed under a master key that is not honoured any more
             raise InvalidVerificationCode from None
         match await self._store.repeat_confirmation(address, challenge, now=now):
-            case Confirmed(partner_id, tier):
-                return VerifiedKey(key, partner_id, tier)
+            case Confirmed() as done:
+                return _verified(key, done)
             case Refused(reason):
                 raise reason
             case unreachable:

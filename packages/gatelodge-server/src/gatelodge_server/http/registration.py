@@ -90,6 +90,17 @@ class PartnerKeyAnswer(msgspec.Struct, rename="camel", frozen=True):
     expires_at: str | None
 
 
+class VerifiedKeyAnswer(PartnerKeyAnswer, rename="camel", frozen=True):
+    """The API key of a partner, shown this once; for whoever asks with `wait`, who has heard that its other keys have ended.
+
+    The first key of a partner ends none, and nothing is said of that.
+    """
+
+    sequence: Count = msgspec.UNSET
+    verifiers: Count = msgspec.UNSET
+    acknowledged: Count = msgspec.UNSET
+
+
 class RotatedKeyAnswer(PartnerKeyAnswer, rename="camel", frozen=True):
     """The new API key of a partner, shown this once; for whoever asks with `wait`, who has heard that the old one ends."""
 
@@ -176,6 +187,7 @@ class RegistrationRoutes:
 
     async def verify(self, call: Call, body: VerifyBody) -> Answer:
         """Exchange a code for an API key."""
+        wait = wait_in(call)  # before the attempt is counted
         async with self._failures.attempt(call.address):
             try:
                 key = await self._registrations.verify(body.contact_email, body.verification_code)
@@ -183,7 +195,8 @@ class RegistrationRoutes:
                 await self._failures.count(call.address)
                 raise
         log.info("registration.verified", partner=key.partner_id, address=call.address, request_id=call.request_id)
-        return Answer(HTTPStatus.OK, PartnerKeyAnswer(**_shown(key)))
+        counts = {} if key.sequence is None else await self._reach.counts(key.sequence, wait)
+        return Answer(HTTPStatus.OK, VerifiedKeyAnswer(**_shown(key), **counts))
 
     async def rotate(self, call: Call, body: RotateOwnKeyBody | None) -> Answer:
         """Give the caller a new key. The present one is judged by the verb that replaces it."""
@@ -258,11 +271,13 @@ class RegistrationRoutes:
                 summary="Verify an address",
                 description=(
                     "Exchange a code for an API key, which is shown this once. Sent again while the code is good and the key "
-                    "unused, it gives the same answer."
+                    "unused, it gives the same answer. A code for an address that is a partner's already ends all other API "
+                    "keys of that partner."
                 ),
                 handler=self.verify,
                 body=VerifyBody,
-                answers={200: PartnerKeyAnswer},
+                answers={200: VerifiedKeyAnswer},
+                parameters=WAIT_FOR_REACH,
                 refusals=(InvalidVerificationCode, TooManyFailures, Unavailable),
             ),
         ]

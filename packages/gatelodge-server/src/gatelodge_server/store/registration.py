@@ -248,7 +248,7 @@ def _admit(connection: Connection, right: Confirmation, found: AnyRow) -> Confir
         partner_id=partner_id,
         detail=right.key.masked,
     )
-    return Confirmed(partner_id, Tier(*allowed), append_change(connection, "partner", partner_id, right.now))
+    return Confirmed(partner_id, Tier(*allowed), append_change(connection, "partner", partner_id, right.now), is_recovery=False)
 
 
 def _insert_partner(connection: Connection, right: Confirmation, found: AnyRow) -> str | Refused:
@@ -310,7 +310,7 @@ def _recover(connection: Connection, right: Confirmation, found: AnyRow) -> Conf
     sequence = append_change(connection, "partner", holder.id, right.now)
     facts = {"newKey": right.key.masked}
     queue_notice(connection, MailKind.KEY_RECOVERED, holder.id, facts, now=right.now, sequence=sequence)
-    return Confirmed(holder.id, _tier_of(allowed), sequence)
+    return Confirmed(holder.id, _tier_of(allowed), sequence, is_recovery=True)
 
 
 def _insert_key(connection: Connection, right: Confirmation, partner_id: str) -> None:
@@ -329,7 +329,10 @@ def repeat_confirmation(connection: Connection, address: str, challenge: Challen
     _take_back(connection, found)
     registrant = connection.execute(_REGISTRANT.where(partner.c.id == found.partner_id)).one()
     sequence = connection.execute(select(func.max(change.c.sequence))).scalar_one()
-    return Confirmed(registrant.id, _tier_of(registrant), sequence)
+    # Rows of keys are kept for ever, and the key that was shown first had none beside it.
+    others = select(credential.c.id).where(credential.c.partner_id == registrant.id, credential.c.company_id.is_(None))
+    other = connection.execute(others.where(credential.c.id != found.credential_id).limit(1)).scalar_one_or_none()
+    return Confirmed(registrant.id, _tier_of(registrant), sequence, is_recovery=other is not None)
 
 
 def find_registrant(connection: Connection, partner_id: str) -> Registrant | None:

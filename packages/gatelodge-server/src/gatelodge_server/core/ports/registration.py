@@ -116,6 +116,8 @@ class Confirmed(NamedTuple):
     partner_id: str
     tier: Tier
     sequence: int
+    is_recovery: bool
+    """Whether the key took the place of others that the partner had: those have ended with step ``sequence``, or before it."""
 
 
 Recovery: TypeAlias = Literal["on", "off"]
