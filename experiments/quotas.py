@@ -7,7 +7,8 @@ frozen with what it has leased until the hour is over, one is killed and started
 
 The workers write down when they sent and when they were answered. A 200 between whose two moments the hour ends may be of
 either; all others are of one. None may be one too many, and none may speak of a window (``X-RateLimit-Reset``) that was over
-when it was sent. Without faults an hour that is asked for five times what it has is used to the last hundredth, and there is one.
+when it was sent. Without faults an hour that is asked for five times what it has is used to the last hundredth. There must
+be one such hour, or nothing of the kind was tried.
 The control runs nodes that go by their own clocks.
 """
 
@@ -190,7 +191,7 @@ def _judge(load: _Load, calm: Sequence[int], limit: int) -> list[str]:
             faults.append(f"under: {used} let in of {limit} in the hour {hour}, of {load.asked[hour]} that asked")
     if not any(load.asked[hour] >= _DEMAND * limit for hour in calm):
         most = max((load.asked[hour] for hour in calm), default=0)
-        faults.append(f"demand: no calm hour was asked for {_DEMAND} times its {limit}, but {most} times at most")
+        faults.append(f"demand: no calm hour was asked for {_DEMAND} times its {limit}: the busiest had {most} requests")
     return faults
 
 

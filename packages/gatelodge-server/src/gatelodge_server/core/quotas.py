@@ -510,8 +510,8 @@ class Quotas:
             self._ledger.keep(ask.usage)  # a mistake: nothing was written
             raise
         if isinstance(lease, Unheard):
-            # What was given back with this ask is not given back again, and what it was granted is not used: whether the
-            # store has heard it is mostly not known.
+            # What was given back with this ask is not given back again, and what it was granted is not used: whether that was
+            # done is not always known, and so at most fewer are let in.
             book.looks += looks
             book.fail(Unavailable)
             return
