@@ -11,6 +11,7 @@ from experiments import (
     growth,
     kills,
     nodes,
+    oldest,
     order,
     outage,
     quotas,
@@ -44,6 +45,7 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = {
         timing.EXPERIMENT,
         growth.EXPERIMENT,
         scale.EXPERIMENT,
+        oldest.EXPERIMENT,
         canary.EXPERIMENT,
     )
 }

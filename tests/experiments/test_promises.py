@@ -10,7 +10,7 @@ from experiments.trace import parse
 
 # What measures time or runs many nodes wants a quiet machine, and what fails over or shifts clocks wants Debian's packages:
 # `make experiments` has both.
-ALONE = {"timing", "start", "rolling", "quotas", "nodes", "postgres", "outage", "revocation", "failover", "scale"}
+ALONE = {"timing", "start", "rolling", "quotas", "nodes", "postgres", "outage", "revocation", "failover", "scale", "oldest"}
 NAMES = [name for name in EXPERIMENTS if name not in ALONE]
 
 
