@@ -1,5 +1,6 @@
 """The commands that look after where everything is kept."""
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,7 +127,7 @@ def _record(settings: "Settings", target: Address, copied: "Copied", seconds: fl
 def _next_steps(settings: "Settings", target: Address) -> str:
     from gatelodge_server.deployment import master_key_path  # noqa: PLC0415
 
-    old = settings.database
+    old, new = settings.database, target.url
     if isinstance(old, SqliteAddress):
         rest = f"The old file, {old}, is closed: keep it as a backup until you have one of the new database, then delete it."
     else:
@@ -134,8 +135,8 @@ def _next_steps(settings: "Settings", target: Address) -> str:
     return (
         f"\nEvery row is there and was compared. What is left to do:\n"
         f"  1. Stop the servers that run on the old database: they refuse everything.\n"
-        f"  2. Start them with the same --data {settings.data} and --database {target.url}\n"
-        f'     (or `database = "{target.url}"` in {settings.data / "gatelodge.toml"}: then commands know it too).\n'
+        f"  2. Start them with the same --data {shlex.quote(str(settings.data))} and --database {shlex.quote(new)}\n"
+        f'     (or `database = "{new}"` in {settings.data / "gatelodge.toml"}: then commands know it too).\n'
         f"     The master key did not move: it is where it was, {master_key_path(settings)} unless you keep it in a variable,\n"
         f"     and every machine that serves needs it.\n"
         f"  3. {rest}"

@@ -229,6 +229,8 @@ class Copier:
                     break
                 self._pause()
             after = None
+        if done < total:  # rows have been deleted meanwhile
+            self._tell(Step("copying", done, done))
         self._tell(Step("copied", done, done))
 
     def _put_batch(self, connection: Connection, table: Table, rows: Sequence[AnyRow], progress: str) -> None:
@@ -302,6 +304,7 @@ class Copier:
                     for difference in differences:
                         yield table, difference
                 yield table, None
+        self._tell(Step(name, done, done))
 
     def _leave(self, move: bytes) -> None:
         """Let the old database be gone, and let those who serve it hear of that at once."""

@@ -20,6 +20,7 @@ nothing; they are there from one commit on, for every node, whatever version of 
 has committed before.
 """
 
+import shlex
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -83,7 +84,11 @@ def why_not_used(connection: Connection) -> str | None:
     if not inspect(connection).has_table(relocation.name):
         return None
     found = find_relocation(connection)
-    return None if found is None else _WHY_NOT.get((found.role, found.state), "").replace("OTHER", found.other) or None
+    if found is None:
+        return None
+    why = _WHY_NOT.get((found.role, found.state), "")
+    # What is to be pasted is quoted: an address may have an `&`.
+    return why.replace("OTHER`", f"{shlex.quote(found.other)}`").replace("OTHER", found.other) or None
 
 
 _GIVE_UP: Final = "`gatelodge database copy --abandon`"
