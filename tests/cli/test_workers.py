@@ -7,11 +7,11 @@ import subprocess
 import psutil
 import pytest
 from harness import PROGRAM, Server, clean_environment
-from outside import until
+from outside import command, until
 from postgres import FAST, PostgresServer
 from uvicorn.config import STARTUP_FAILURE
 
-WORKERS = 3
+WORKERS = 2
 
 
 @pytest.fixture
@@ -54,12 +54,11 @@ def test_p7_a_worker_that_is_killed_while_the_database_is_away_comes_back_with_i
 def test_a_start_while_the_database_takes_no_writes_is_refused_in_a_line_without_a_traceback(tmp_path, database, workers):
     data = tmp_path / "data"
     address = database.create("lodge")
-    with Server(data, "--database", address):
-        pass
+    assert command("partner", "list", "--database", address, data=data).exit_code == 0
     database.run_sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
     database.run_sql("SELECT pg_reload_conf()")
-    command = [*PROGRAM, "serve", "--json", "--data", str(data), "--database", address, "--port", "0", "--workers", workers]
-    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=False, timeout=60)
+    start = [*PROGRAM, "serve", "--json", "--data", str(data), "--database", address, "--port", "0", "--workers", workers]
+    done = subprocess.run(start, env=clean_environment(), capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("the service could not start")
