@@ -82,8 +82,8 @@ class Experiment:
     control: Work
     control_says: str
     """What the control runs on."""
-    finds: str
-    """How the faults begin that the control must have, so that it fails for its own reason and not for another."""
+    finds: str | tuple[str, ...]
+    """How a fault begins that the control must have, so that it fails for its own reason and not for another."""
 
     def control_fails(self, verdict: Verdict) -> bool:
         """Whether the control's verdict is the one that it is there for."""

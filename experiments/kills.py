@@ -204,7 +204,7 @@ async def _kill_and_restart(site: Site, kills: int, *, alone: bool) -> Verdict:
 
 def run(ground: Ground) -> Verdict:
     """Kill the product."""
-    kills = ground.scale(200, 10)
+    kills = ground.scale(200, 6)
     return bounded(_kill_and_restart(ground.site("kills"), kills, alone=False), seconds=60 + 6 * kills)
 
 
@@ -219,5 +219,5 @@ EXPERIMENT = Experiment(
     run=run,
     control=control,
     control_says="a server that acknowledges before it commits",
-    finds="honest: ",
+    finds=("honest: ", "durable: "),  # what was lost is missed by whoever holds it, or by whoever looks afterwards
 )

@@ -167,7 +167,7 @@ async def _race(site: Site, seconds: float, *, disturbed: bool) -> Verdict:
 
 def run(ground: Ground) -> Verdict:
     """Race on the product."""
-    seconds = ground.scale(120, 10)
+    seconds = ground.scale(120, 5)
     site = ground.site("spending", "--workers", str(_WORKERS))
     return bounded(_race(site, seconds, disturbed=True), seconds=4 * seconds + 120)
 
