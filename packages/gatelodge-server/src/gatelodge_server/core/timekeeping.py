@@ -13,23 +13,16 @@ they contradict each other the store's clock has been set, or another server lea
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from gatelodge.errors import Unavailable
 from gatelodge_server.core.model import SECOND, Clock, Instant
+from gatelodge_server.core.ports import TrailStore
 
 _PAUSE: Final = 1.0
 """Seconds between two looks."""
 _DRIFT: Final = 0.001
 """By how much two clocks may go at different speeds: twice what NTP allows itself to correct a clock by (500 ppm)."""
-
-
-class TimeStore(Protocol):
-    """What keeping the time needs of a store."""
-
-    async def tell_time(self) -> Instant | None:
-        """What time it is by the clock that all nodes share; ``None`` where they have none. Raises ``Unavailable``."""
-        ...
 
 
 class _Bounds(NamedTuple):
@@ -49,7 +42,7 @@ class _Bounds(NamedTuple):
 class NodeClock:
     """A ``Clock``: the store's, as this process knows it. ``own`` is used before the first look, and if the store has none."""
 
-    def __init__(self, *, store: TimeStore, own: Clock, monotonic: Callable[[], float]) -> None:
+    def __init__(self, *, store: TrailStore, own: Clock, monotonic: Callable[[], float]) -> None:
         self._store = store
         self._own = own
         self._monotonic = monotonic

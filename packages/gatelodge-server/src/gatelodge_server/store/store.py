@@ -78,7 +78,7 @@ from gatelodge_server.store import (
 )
 from gatelodge_server.store import registration as registrations
 from gatelodge_server.store.batch import Batch, UnheardError
-from gatelodge_server.store.clock import StoreClock, going_by
+from gatelodge_server.store.clock import StoreClock, going_by, shared_now
 
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
@@ -440,7 +440,7 @@ class SqlStore:
         await self._driver.write(trail.forget_replays, now)
 
     async def tell_time(self) -> Instant | None:
-        return await self._driver.read(trail.tell_time)
+        return await self._driver.read(shared_now)
 
     async def ping(self) -> None:
         await self._driver.read(trail.ping)

@@ -6,7 +6,6 @@ from typing import Final
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from gatelodge_server.core.model import DAY, AuditEvent, Change, Instant
-from gatelodge_server.store.clock import shared_now
 from gatelodge_server.store.races import Turn, unheld, wait_for_turn
 from gatelodge_server.store.relocation import refuse_gone
 from gatelodge_server.store.tables import audit, change, replay, verification
@@ -73,11 +72,6 @@ def forget_replays(connection: Connection, now: Instant) -> None:
     over = unheld(replay, replay.c.readable_until <= now, replay.c.sealed.is_not(None))
     connection.execute(update(replay).where(over).values(sealed=None))
     connection.execute(delete(replay).where(unheld(replay, replay.c.readable_until <= now - DAY)))
-
-
-def tell_time(connection: Connection) -> Instant | None:
-    """What time it is for all nodes."""
-    return shared_now(connection)
 
 
 def ping(connection: Connection) -> None:
